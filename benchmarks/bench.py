@@ -26,12 +26,12 @@ from autocompress.export.subject import builder_for
 from autocompress.integer_form import IntegerForm
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, model_outputs
 from autocompress.targets.device.result import versions
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import LITERT, SessionSettings, open_session
 from autocompress.targets.target import find_target
 from autocompress.task.batches import feed_of
 
 # Given on as they are.
-__all__ = ["feed_of", "open_session", "versions"]
+__all__ = ["LITERT", "feed_of", "open_session", "versions"]
 
 CPU = torch.device("cpu")
 DEFAULT = SessionSettings()  # one thread
@@ -252,14 +252,16 @@ def accuracy_of(task: Task, model: nn.Module, batches: Batches) -> float:
     return evaluate_model(task, model, batches, CPU)[0].accuracy
 
 
-def file_accuracy(task: Task, model: Model, batches: Batches) -> float:
+def file_accuracy(task: Task, model: Model, batches: Batches, in_litert: bool = False) -> float:
     """Return the accuracy of a file, run on all threads.
 
     Args:
         task: gives the metric.
         model: content or path.
         batches: what accuracy is measured on.
+        in_litert: run a .tflite file.
     """
-    session = open_session(model, replace(DEFAULT, threads=os.cpu_count() or 1))
+    settings = LITERT if in_litert else DEFAULT
+    session = open_session(model, replace(settings, threads=os.cpu_count() or 1))
     names = tuple(value.name for value in session.get_inputs())
     return evaluate_session(task, session, names, batches)[0].accuracy

@@ -14,7 +14,7 @@ import numpy as np
 from autocompress import Candidate, Task, find_modules
 from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import LITERT, SessionSettings, open_session
 from autocompress.targets.device.timing import Timing, interleaved_timing
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.latency import compare
@@ -39,6 +39,25 @@ def timed(baseline: Model, models: Sequence[Model], feed: Mapping[str, Any], rou
         Milliseconds of the baseline, and the ratio of each model to it.
     """
     return compare(baseline, models, feed, find_target(ONNXRUNTIME), DEFAULT, rounds)
+
+
+def timed_in_litert(
+    baseline: Model, models: Sequence[Model], feed: Mapping[str, Any], threads: int, rounds: int
+) -> Timing:
+    """Time each .tflite file in turn with a baseline.
+
+    Args:
+        baseline: content or path of a file.
+        models: the other files.
+        feed: inputs by name.
+        threads: of LiteRT.
+        rounds: of each model.
+
+    Returns:
+        Milliseconds of the baseline, and the ratio of each model to it.
+    """
+    settings = replace(LITERT, threads=threads)
+    return compare(baseline, models, feed, find_target("litert-cpu"), settings, rounds)
 
 
 def time_of_settings(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,8 +43,12 @@ def accuracy(outputs: Tensor, targets: Tensor) -> float:
     return float((outputs.argmax(1) == targets).float().mean())
 
 
-def digits_task() -> Task:
-    """Return the task of the trained network; pictures are doubled to 16 x 16 pixels."""
+def digits_task(network: Callable[[], nn.Module] = DigitsNet) -> Task:
+    """Return the task of a trained network; pictures are doubled to 16 x 16 pixels.
+
+    Args:
+        network: makes it with random weights.
+    """
     from sklearn.datasets import load_digits  # of the extra `benchmarks`
 
     data = load_digits()
@@ -57,7 +63,7 @@ def digits_task() -> Task:
     train = batches(0, 1000)
     return Task(
         "digits",
-        _trained(train),
+        _trained(network, train),
         x[:1],
         batches(1000, 1297),
         accuracy,
@@ -66,9 +72,9 @@ def digits_task() -> Task:
     )
 
 
-def _trained(train: Batches) -> nn.Module:
+def _trained(network: Callable[[], nn.Module], train: Batches) -> nn.Module:
     torch.manual_seed(0)
-    model = DigitsNet()
+    model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, EPOCHS * len(list(train)))
     for _ in range(EPOCHS):

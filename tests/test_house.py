@@ -76,7 +76,7 @@ TESTED_ELSEWHERE = {
     "cli/values.py": "cli/test_arguments.py parses values of options",
     "export/litert/parts.py": "export/litert/test_check.py counts the bytes of modules",
     "export/litert/translator.py": "export/litert/test_translate.py translates whole graphs",
-    "export/litert/values.py": "export/litert/test_shapes.py reads tensors in both layouts",
+    "export/litert/values.py": "export/litert/operators/test_shapes.py reads both layouts",
     "export/subject.py": "export/test_probes.py measures the subject of a small model",
     "huggingface/data/batches.py": "huggingface/kinds/text/test_fill_mask.py reads batches",
     "huggingface/data/encoding.py": "huggingface/kinds/text/test_text_classification.py cuts texts",

@@ -161,11 +161,12 @@ class Builder:
     def plan(self) -> ActivationPlan:
         """Return calls and activation ranges for the simulation."""
         calls, ends = {}, {}
+        rounded = ("conv", "linear") if self.kernels.rows else ("conv",)  # outputs of kernels
         for owner, sites in self.lowered.sites.items():
             ends.update({site.output: self.lowered.upper_end(site) for site in sites})
             if all(site.kind in ("linear", "conv") for site in sites):
                 calls[owner] = tuple(
-                    Call(s.input, s.output if s.kind == "conv" else "", self.lowered.norm(s))
+                    Call(s.input, s.output if s.kind in rounded else "", self.lowered.norm(s))
                     for s in sites
                 )
         parts = (self.ranges, calls, self.module_kernels.rounds_blocks, ends)
@@ -225,6 +226,7 @@ class Builder:
             self.smoother.parameters(candidate),
             statistics or {},
             trained.others if trained else None,
+            self.kernels.rows,
         )
 
     def build(self, recipe: Recipe) -> ModelProto:

@@ -156,7 +156,7 @@ def table_lines(
         f"| {metric} (test{part}) | {score(baseline.test_accuracy)} | {score(m.test_accuracy)} | |",
     ]
     if baseline.memory_bytes is not None and m.memory_bytes is not None:
-        row = f"| weights in a session (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |"
+        row = f"| in memory (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |"
         lines.insert(3, row)
     for name, value in m.metrics.items():
         if name in baseline.metrics:

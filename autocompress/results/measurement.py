@@ -37,7 +37,8 @@ class Measurement:
         test_accuracy: the same on the test split; None without one.
         metrics: further metrics by name.
         verified: True if the numbers were measured from the file; else the search predicted them.
-        memory_bytes: of the weights in a session, which may hold packed weights unpacked.
+        memory_bytes: of the weights in a session, which may hold packed weights unpacked; of a
+            .tflite file with the activations.
         latency_source: "measured" (in the target's runtime on this machine), "analytic" (computed
             from the file for an analytic target) or "table" (predicted for the machine on which the
             latency table was measured).

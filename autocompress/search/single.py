@@ -222,6 +222,12 @@ def _check_kind(
             f"{where}: activation_bits {config.activation_bits}: target {target.name} has no "
             f"integer kernel for kind {module.kind}; nearest valid value: 32"
         )
+    dynamic = config.activation_bits == 8 and not config.static(module.kind)
+    if dynamic and module.kind not in target.dynamic_kinds:
+        raise SpaceError(
+            f"{where}: activation_mode {config.activation_mode}: target {target.name} has "
+            f"calibrated ranges alone for kind {module.kind}; nearest valid value: static"
+        )
     if config.activation_bits == 8 and config.weight_bits > 8:
         raise SpaceError(
             f"{where}: activation_bits 8 needs integer weights, got weight_bits "

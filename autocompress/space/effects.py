@@ -47,8 +47,10 @@ class Applicability:
             return self.target.groups and not (plain and axis == "group_size")
         if axis in ("algorithm", "reconstruction"):
             return module.kind in ("linear", "conv")
-        if axis in ("activation_bits", "activation_mode"):
+        if axis == "activation_bits":
             return module.kind in self.target.integer_kinds
+        if axis == "activation_mode":
+            return module.kind in self.target.dynamic_kinds
         return True
 
     def reason(self, axis: str) -> str:
@@ -67,6 +69,8 @@ class Applicability:
             return f"target {self.target.name} has one scale per channel for the rule's modules"
         if axis in ("algorithm", "reconstruction"):
             return "no module of the rule is linear or a convolution"
+        if axis == "activation_mode" and self.target.dynamic_kinds != self.target.integer_kinds:
+            return f"target {self.target.name} has no choice of ranges for the rule's modules"
         return f"target {self.target.name} has no integer kernel for the rule's modules"
 
 

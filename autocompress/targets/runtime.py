@@ -1,4 +1,4 @@
-"""Inspect a file: its bytes, the memory of its weights in a session, and inputs to run it on."""
+"""Inspect a file: its bytes, its memory in a session, and inputs to run it on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import onnx
 
 from autocompress.errors import AutocompressError
 from autocompress.targets.device.graph_file import external_files, metadata
-from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.targets.device.litert.arena import flat_memory
+from autocompress.targets.device.sessions import DEFAULT, LITERT, SessionSettings, open_session
 from autocompress.task.batches import MASK, cache_shapes
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name
@@ -22,19 +23,21 @@ NAMES |= {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits 
 TYPES = {f"tensor({name})": kind for name, kind in NAMES.items()}  # type of NumPy by input type
 
 
-def weights_in_memory(model: bytes | str, settings: SessionSettings) -> int | None:
-    """Return the bytes of a session's weights after constant folding.
+def bytes_in_memory(model: bytes | str, settings: SessionSettings) -> int | None:
+    """Return the bytes of a session's weights after constant folding; in LiteRT with activations.
 
     Further copies in the layouts of kernels are not counted.
 
     Args:
-        model: content or path of an ONNX file.
+        model: content or path of a file.
         settings: of the session.
 
     Returns:
-        The bytes; None for other runtimes and providers than ONNX Runtime on the processor, which
-        do not show the graph that they execute.
+        The bytes; None for OpenVINO and for providers of ONNX Runtime off the processor, which do
+        not show the graph that they execute.
     """
+    if settings.runtime == LITERT.runtime:
+        return flat_memory(model)
     if (settings.runtime, settings.provider) != (DEFAULT.runtime, DEFAULT.provider):
         return None
     with tempfile.TemporaryDirectory() as folder:

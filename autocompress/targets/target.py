@@ -34,7 +34,7 @@ KEYS = ("runtime", "provider", "threads", "portable", "stores", "executes", "dev
 STORED_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (8, 16, 32)
 INTEGER_KINDS = ("linear", "conv")
-FLAT_BITS, FLAT_KINDS = (4, 8, 16, 32), ("linear",)  # of .tflite files
+FLAT_BITS = (4, 8, 16, 32)  # of .tflite files
 KINDS = ("linear", "conv", "embedding", "recurrent")
 
 
@@ -95,6 +95,14 @@ class Target:
         runtime = "onnxruntime" if self.figures else self.runtime
         return SessionSettings(runtime, self.provider, self.threads[0])
 
+    @property
+    def dynamic_kinds(self) -> tuple[str, ...]:
+        """Return the module kinds with kernels for 8-bit inputs whose range is found at run time.
+
+        In .tflite files convolutions have calibrated ranges.
+        """
+        return tuple(kind for kind in self.integer_kinds if not (self.litert and kind == "conv"))
+
     def serves(self, settings: SessionSettings) -> str:
         """Return why sessions of this target cannot have some settings, in words; "" if they can.
 
@@ -120,8 +128,6 @@ class Target:
         """
         if axis == "sparsity":
             return self.sparsity or value == 0
-        if axis == "activation_mode":  # LiteRT computes with a range per row
-            return not self.litert or value != "static"
         return value in {
             "weight_bits": self.weight_bits,
             "activation_bits": self.activation_bits,
@@ -139,11 +145,6 @@ class Target:
             TargetError: if it cannot; names the nearest valid value.
         """
         if not self.executes(axis, value):
-            if axis == "activation_mode":
-                raise TargetError(
-                    f"{where}: {axis} {value} has no kernels on target {self.name}; nearest valid "
-                    "value: dynamic"
-                )
             valid = {"weight_bits": self.weight_bits, "activation_bits": self.activation_bits}.get(
                 axis, (0.0,)
             )
@@ -286,15 +287,12 @@ def parse_target(name: str, data: Any) -> Target:
 
 def _check_flat(where: str, target: Target) -> None:
     """Refuse what .tflite files are not written with."""
-    for key, given, known in (
-        ("stores: weight_bits", target.weight_bits, FLAT_BITS),
-        ("executes: integer_kinds", target.integer_kinds, FLAT_KINDS),
-    ):
-        more = [one for one in given if one not in known]
-        if more:
-            raise TargetError(
-                f"{where}: {key}: .tflite files have no {more[0]}; nearest: {list(known)}"
-            )
+    more = [bits for bits in target.weight_bits if bits not in FLAT_BITS]
+    if more:
+        raise TargetError(
+            f"{where}: stores: weight_bits: .tflite files have no {more[0]}; nearest: "
+            f"{list(FLAT_BITS)}"
+        )
     for key, is_given in (
         ("stores: sparsity", target.sparsity),
         ("stores: groups", target.groups),

@@ -38,7 +38,7 @@ def test_the_readme_says_before_and_after(tmp_path: Path) -> None:
     for line in (
         "# model.onnx, trial 7",
         "| size (bytes) | 1000 | 250 | 4.00x smaller |",
-        "| weights in a session (bytes) | 4000 | 2000 | |",
+        "| in memory (bytes) | 4000 | 2000 | |",
         "| latency (ms, onnxruntime-cpu) | 2.000 | 0.500 | 4.00x as fast |",
         "| accuracy (validation) | 0.9000 | 0.8750 | |",
         "| accuracy (test) | 0.8900 | not measured | |",
@@ -68,7 +68,7 @@ def test_an_error_is_shown_by_its_name_and_without_the_sign(tmp_path: Path) -> N
         "| perplexity token dropout (validation) | 250.0000 | 260.0000 | |",
     ):
         assert line in lines
-    assert "weights in a session" not in "".join(lines), "nobody measured it"
+    assert "in memory" not in "".join(lines), "nobody measured it"
 
 
 @pytest.mark.parametrize(

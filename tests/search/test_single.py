@@ -142,6 +142,16 @@ def test_kinds_without_integer_kernels_are_one_line(transformer_task: Task) -> N
         )
 
 
+def test_convolutions_of_litert_have_calibrated_ranges(cnn_task: Task) -> None:
+    module_map = ac.find_modules(cnn_task.model, cnn_task.example_inputs)
+    target = find_target("litert-cpu", present=False)
+    conv = next(m.name for m in module_map if m.kind == "conv")
+    checked_candidate({conv: ModuleConfig(8, 8, activation_mode="static")}, module_map, target)
+    checked_candidate({"fc": ModuleConfig(8, 8, activation_mode="static")}, module_map, target)
+    with pytest.raises(SpaceError, match="calibrated ranges alone for kind conv; nearest valid"):
+        checked_candidate({conv: ModuleConfig(8, 8, activation_mode="dynamic")}, module_map, target)
+
+
 def test_groups_are_pruned_by_their_root(cnn_task: Task, tmp_path: Path) -> None:
     module_map = ac.find_modules(cnn_task.model, cnn_task.example_inputs)
     member = next(m for m in module_map if m.group not in (None, m.name))

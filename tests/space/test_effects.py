@@ -89,3 +89,19 @@ def test_axes_of_recurrent_weights_and_embeddings_are_said(transformer_task) -> 
     )
     shipped = SearchSpace.load("transformer").bind(modules, TARGET)
     assert shipped.without_effect == (), "spaces that fit any model say nothing"
+
+
+def test_modes_of_convolutions_are_no_choice_in_litert(cnn_task) -> None:
+    modules = find_modules(cnn_task.model, cnn_task.example_inputs)
+    target = find_target("litert-cpu", present=False)
+    rules = [
+        {"kind": "conv", "activation_bits": 8, "activation_mode": ["static", "dynamic"]},
+        {"match": "*", "activation_bits": 8, "activation_mode": ["static", "dynamic"]},
+    ]
+    bound = SearchSpace.load({"modules": rules}).bind(modules, target)
+    kinds = {modules[knob.module].kind for knob in bound.knobs}
+    assert kinds == {"linear"}
+    assert bound.without_effect == (
+        "space: rule 1: activation_mode has no effect: target litert-cpu has no choice of ranges "
+        "for the rule's modules",
+    )

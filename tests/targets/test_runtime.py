@@ -15,10 +15,10 @@ from autocompress.targets.device import sessions
 from autocompress.targets.device.sessions import DEFAULT, SessionSettings, Value
 from autocompress.targets.runtime import (
     EXAMPLE,
+    bytes_in_memory,
     common_shapes,
     example_sizes,
     random_feed,
-    weights_in_memory,
 )
 
 
@@ -34,7 +34,7 @@ def test_packed_weights_count_as_they_are_unpacked() -> None:
     packed = numpy_helper.from_array(np.arange(8, dtype=np.int8).reshape(2, 4), "q")
     unpack = helper.make_node("Cast", ["q"], ["w"], to=TensorProto.FLOAT)
     assert (
-        weights_in_memory(
+        bytes_in_memory(
             model([packed], unpack, helper.make_node("Add", ["x", "w"], ["y"])), DEFAULT
         )
         == 32
@@ -47,10 +47,10 @@ def test_float_weights_count_as_they_are_whatever_field_holds_them(
     spread = helper.make_tensor("w", TensorProto.FLOAT, (4, 4), np.arange(16.0))
     raw = numpy_helper.from_array(np.arange(16, dtype=np.float32).reshape(4, 4), "w")
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
-    assert weights_in_memory(model([spread], product), DEFAULT) == 64
-    assert weights_in_memory(model([raw], product), DEFAULT) == 64
+    assert bytes_in_memory(model([spread], product), DEFAULT) == 64
+    assert bytes_in_memory(model([raw], product), DEFAULT) == 64
     monkeypatch.setattr(sessions, "EXTERNAL_BYTES", 1)
-    assert weights_in_memory(model([raw], product), DEFAULT) == 64, "in a file beside the graph"
+    assert bytes_in_memory(model([raw], product), DEFAULT) == 64, "in a file beside the graph"
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_floats_are_random_and_integers_are_zero() -> None:
 def test_the_memory_of_other_runtimes_is_not_known(settings: SessionSettings) -> None:
     product = helper.make_node("MatMul", ["x", "w"], ["y"])
     weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
-    assert weights_in_memory(model([weight], product), settings) is None
+    assert bytes_in_memory(model([weight], product), settings) is None

@@ -105,14 +105,6 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
         ({"runtime": "litert"}, "stores: weight_bits: .tflite files have no 2; nearest: [4, 8,"),
         (
             {"runtime": "litert", "stores": {"weight_bits": [8, 32]}},
-            "executes: integer_kinds: .tflite files have no conv; nearest: ['linear']",
-        ),
-        (
-            {
-                "runtime": "litert",
-                "stores": {"weight_bits": [8, 32]},
-                "executes": {"integer_kinds": ["linear"]},
-            },
             "stores: sparsity: .tflite files have none; nearest: false",
         ),
     ],

@@ -149,13 +149,18 @@ class SimulatedModule(nn.Module):
 
     @property
     def rounds_output(self) -> bool:
-        """Return True if the kernel of this convolution writes 8-bit outputs."""
-        return (
-            self.kind == "conv"
-            and self.config.activation_bits == 8
-            and self.config.static("conv")
-            and len(self.ranges) > 0
-        )
+        """Return True if the kernel writes 8-bit outputs: of convolutions, in LiteRT of all."""
+        writes = self.kind == "conv" or (self.kind == "linear" and self.rounding.rows)
+        return writes and self.config.activation_bits == 8 and self.reads_static
+
+    @property
+    def reads_static(self) -> bool:
+        """Return True if inputs are rounded by a calibrated range.
+
+        LiteRT has no kernel for the first one of two factors, whose output has no such range.
+        """
+        factorised = self.rounding.rows and len(self.stored) > 1
+        return self.config.static(self.kind) and len(self.ranges) > 0 and not factorised
 
     def set_variant(
         self,
@@ -213,7 +218,7 @@ class SimulatedModule(nn.Module):
             for stored in self.stored
         )
         self.trained_bias = None if bias is None else nn.Parameter(bias.detach().clone().to(device))
-        if self.config.activation_bits == 8 and self.config.static(self.kind):
+        if self.config.activation_bits == 8 and self.reads_static:
             for call in self.ranges:
                 assert isinstance(call, CallRanges)
                 call.read.learn()
@@ -324,7 +329,7 @@ class SimulatedModule(nn.Module):
         bits = self.config.activation_bits
         if bits == 32:
             return blockwise(x, self.block_size) if self.block_size else x
-        if i == 0 and self.config.static(self.kind) and ranges is not None:
+        if i == 0 and self.reads_static and ranges is not None:
             rounded: Tensor = ranges.read(x, bits)
             return rounded
         # The tensor between two factors has no calibrated range.
@@ -380,7 +385,8 @@ class SimulatedModule(nn.Module):
             )
             return rows if len(factors) == 1 else rows @ factors[0]
         if ranges is not None and self.rounds_output:
-            return self._integer_convolution(x, factors[0], ranges)
+            written = self._written_product(x, factors[0], ranges)
+            return written if self.gate is None else written + self.gate
         narrow, last = self.narrow, len(factors) - 1
         x = x if narrow is None else narrow.taken(x)
         geometry = (
@@ -404,14 +410,16 @@ class SimulatedModule(nn.Module):
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution's output for the channels of `weight`."""
         source: Any = self._source[0]
+        if isinstance(source, nn.Linear):
+            return F.linear(x, weight, bias)
         if self.narrow is None or self.narrow.groups == source.groups:
             result: Tensor = source._conv_forward(x, weight, bias)
             return result
         (geometry,) = geometry_of(source, [weight.shape[2:]])
         return convolve(source, x, weight, bias, geometry, first=True, groups=self.narrow.groups)
 
-    def _integer_convolution(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
-        """Compute a static 8-bit convolution.
+    def _written_product(self, x: Tensor, weight: Tensor, ranges: CallRanges) -> Tensor:
+        """Compute a static 8-bit convolution, or a linear layer of LiteRT.
 
         Its bias is a multiple of its products' scale, and its kernel writes 8 bits.
         """

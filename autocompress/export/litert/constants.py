@@ -64,7 +64,10 @@ def folded(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
         return _symbolic(node, inputs)
     if not all(isinstance(one, np.ndarray) for one in there):
         return None
-    return _evaluated(node, [one for one in inputs if isinstance(one, np.ndarray)])
+    arrays = [one for one in inputs if isinstance(one, np.ndarray)]
+    if node.op_type == "DequantizeLinear" and arrays[0].dtype == np.int32:
+        return _dequantised(node, Weight(arrays[0], None, 0, 32), arrays[1:])
+    return _evaluated(node, arrays)
 
 
 def _of_shape(node: NodeProto, inputs: Sequence[Known | None]) -> Array | None:
@@ -116,7 +119,7 @@ def _symbolic(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
     if node.op_type == "Mul" and isinstance(second, Rounded):
         first, second = second, first
     if isinstance(first, Weight):
-        return _of_weight(node, first, second)
+        return _of_weight(node, first, [second, *inputs[2:]])
     if isinstance(first, Rounded) and first.part == "scale" and isinstance(second, np.ndarray):
         return Scales(first.name, second) if node.op_type == "Mul" else None
     if isinstance(first, Rounded) and node.op_type in ("MatMulInteger", "ConvInteger"):
@@ -126,11 +129,18 @@ def _symbolic(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
     return None
 
 
-def _of_weight(node: NodeProto, weight: Weight, other: Known | None) -> Known | None:
+def _of_weight(node: NodeProto, weight: Weight, others: Sequence[Known | None]) -> Known | None:
     """Return a weight in another form: with its scales, or with its dimensions in another order."""
     attributes = attributes_of(node)
+    other = others[0] if others else None
     if node.op_type in ("Identity", "Cast"):
         return weight
+    if node.op_type == "DequantizeLinear":
+        return _dequantised(node, weight, others)
+    if node.op_type == "Round" and weight.scale is not None:  # integers of one call of several
+        rounded = np.round(weight.floats()).astype(np.int8)
+        name = f"{weight.name}/{node.output[0]}"
+        return weight._replace(values=rounded, scale=None, name=name)
     if node.op_type == "Transpose":
         return weight.transposed(attributes.get("perm", range(weight.values.ndim)[::-1]))
     if node.op_type == "Mul" and weight.scale is None and isinstance(other, np.ndarray):
@@ -140,3 +150,15 @@ def _of_weight(node: NodeProto, weight: Weight, other: Known | None) -> Known | 
             scale = np.broadcast_to(other.reshape(-1), (weight.values.shape[axis],))
             return weight._replace(scale=np.array(scale, np.float32), axis=axis)
     return None
+
+
+def _dequantised(node: NodeProto, weight: Weight, others: Sequence[Known | None]) -> Weight | None:
+    """Return integers with the scales of a DequantizeLinear; None if 0 does not stand for 0."""
+    scale, zero = [*others, None][:2]
+    if weight.scale is not None or not isinstance(scale, np.ndarray):
+        return None
+    if zero is not None and (zero.values if isinstance(zero, Weight) else np.asarray(zero)).any():
+        return None
+    axis = attributes_of(node).get("axis", 1) % weight.values.ndim
+    rows = np.broadcast_to(scale.reshape(-1), (weight.values.shape[axis],))
+    return weight._replace(scale=np.array(rows, np.float32), axis=axis)

@@ -15,8 +15,15 @@ from onnx import ModelProto, NodeProto, helper
 
 from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import reads
-from autocompress.export.litert import elementwise, products, reductions, shapes, windows
 from autocompress.export.litert.constants import folded, initial
+from autocompress.export.litert.operators import (
+    elementwise,
+    integers,
+    products,
+    reductions,
+    shapes,
+    windows,
+)
 from autocompress.export.litert.translator import Translator, address
 from autocompress.export.litert.values import FIRST, Rounded, Value
 from autocompress.targets.device.litert.flat_file import TYPES
@@ -38,6 +45,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     "Clip": elementwise.clip,
     "Concat": shapes.concat,
     "Conv": windows.convolution,
+    "DequantizeLinear": integers.dequantize,
     "ConvTranspose": windows.transposed_convolution,
     "Expand": shapes.expand,
     "Gather": shapes.gather,
@@ -47,6 +55,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     "LeakyRelu": elementwise.leaky_relu,
     "MatMul": products.matmul,
     "Pad": shapes.pad,
+    "QuantizeLinear": integers.quantize,
     "Reciprocal": elementwise.reciprocal,
     "Resize": shapes.resize,
     "Slice": shapes.slices,
@@ -161,6 +170,6 @@ def _finish(t: Translator, name: str) -> None:
     number = t.read(value)
     constant = t.file.tensors[number].buffer != 0
     if constant or number in t.file.inputs or number in t.file.outputs:
-        number = t.reshaped(number, value.shape, value.kind)
+        number = t.reshaped(number, value.shape)
     t.file.tensors[number].name = name
     t.file.outputs.append(number)

@@ -11,7 +11,15 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.errors import ExportError
-from autocompress.export.litert.values import FIRST, LAST, Known, Value, Weight, last_order
+from autocompress.export.litert.values import (
+    FIRST,
+    LAST,
+    Known,
+    Step,
+    Value,
+    Weight,
+    last_order,
+)
 from autocompress.targets.device.litert.flat_file import INT4, Array, FlatFile, Rows, schema
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of the exporter: modules around a node
@@ -107,21 +115,39 @@ class Translator:
             value: of the graph.
             layout: `FIRST` or `LAST`.
         """
-        rank = len(value.shape)
-        if layout in value.forms or rank < 3:
-            return value.forms.get(layout, next(iter(value.forms.values())))
+        whole = len(value.shape) < 3 and value.forms  # one form serves both layouts
+        if value.step is not None and layout not in value.forms and not whole:
+            integers = self.raw(value, layout)
+            value.forms[layout] = self.file.tensor(self.shape_in(value.shape, layout), value.kind)
+            self.file.add("DEQUANTIZE", [integers], [value.forms[layout]])
+        return self._in_layout(value.shape, value.forms, layout)
+
+    def raw(self, value: Value, layout: str = FIRST) -> int:
+        """Return the number of a tensor as `read`, of integers where the tensor is rounded.
+
+        Args:
+            value: of the graph.
+            layout: `FIRST` or `LAST`.
+        """
+        return self._in_layout(value.shape, value.stored, layout)
+
+    def _in_layout(self, shape: tuple[int, ...], forms: dict[str, int], layout: str) -> int:
+        """Return the number of a form in a layout; a transposition is added if it is missing."""
+        rank, whole = len(shape), shape
+        if layout in forms or rank < 3:
+            return forms.get(layout, next(iter(forms.values())))
         order = last_order(rank)
         if layout == FIRST:
             order = [order.index(axis) for axis in range(rank)]
-        (other,) = value.forms.values()
-        shape = self.shape_in(value.shape, layout)
-        if sum(size > 1 for size in value.shape[1:]) <= 1 or value.shape[1] == 1:
-            value.forms[layout] = self.reshaped(other, shape, value.kind)
+        (other,) = forms.values()
+        shape = self.shape_in(whole, layout)
+        if sum(size > 1 for size in whole[1:]) <= 1 or whole[1] == 1:
+            forms[layout] = self.reshaped(other, shape)
         else:
-            value.forms[layout] = self.file.tensor(shape, value.kind)
+            forms[layout] = self.file.like(other, shape)
             inputs = [other, self.constant(np.array(order, np.int32))]
-            self.file.add("TRANSPOSE", inputs, [value.forms[layout]], "TransposeOptions")
-        return value.forms[layout]
+            self.file.add("TRANSPOSE", inputs, [forms[layout]], "TransposeOptions")
+        return forms[layout]
 
     def shape_in(self, shape: Sequence[int], layout: str) -> tuple[int, ...]:
         """Return a shape of the graph in a layout.
@@ -133,21 +159,25 @@ class Translator:
         order = last_order(len(shape)) if layout == LAST else range(len(shape))
         return tuple(shape[i] for i in order)
 
-    def reshaped(self, number: int, shape: Sequence[int], kind: str) -> int:
+    def reshaped(self, number: int, shape: Sequence[int]) -> int:
         """Add a RESHAPE and return the number of its output.
 
         Args:
             number: of the tensor.
             shape: new shape of as many elements.
-            kind: of the elements.
         """
-        output = self.file.tensor(shape, kind)
+        output = self.file.like(number, shape)
         sizes = self.constant(np.array(shape, np.int32))
         self.file.add("RESHAPE", [number, sizes], [output])
         return output
 
     def write(
-        self, name: str, shape: Sequence[int], kind: str = "float32", layout: str = FIRST
+        self,
+        name: str,
+        shape: Sequence[int],
+        kind: str = "float32",
+        layout: str = FIRST,
+        step: Step | None = None,
     ) -> int:
         """Add the tensor of an operator's output.
 
@@ -156,13 +186,19 @@ class Translator:
             shape: in the graph's order.
             kind: of the elements.
             layout: in which the operator writes it.
+            step: of integers that the operator writes; None for elements of `kind`.
 
         Returns:
             Its number.
         """
         whole = tuple(int(size) for size in shape)
-        number = self.file.tensor(self.shape_in(whole, layout), kind)
-        self.known[name] = Value(whole, kind, {layout: number})
+        stored = self.shape_in(whole, layout)
+        if step is None:
+            number = self.file.tensor(stored, kind)
+            self.known[name] = Value(whole, kind, {layout: number})
+        else:
+            number = self.file.tensor(stored, "int8", "", step.rows)
+            self.known[name] = Value(whole, kind, {}, step, {layout: number})
         self.names[number] = self.ends[number] = name
         return number
 
@@ -202,9 +238,11 @@ class Translator:
         """
         name = node.input[position]
         value = self.known[name]
-        if not isinstance(value, Value) or len(value.forms) != 1 or not self.read_once(name):
+        if not isinstance(value, Value) or not self.read_once(name):
             return None
-        (number,) = value.forms.values()
+        if len(value.forms) + len(value.integers) != 1:
+            return None
+        (number,) = value.stored.values()
         return self._made_by.get(number) if self.ends.get(number) == name else None
 
     def fuse(self, node: NodeProto, position: int) -> None:
@@ -216,8 +254,22 @@ class Translator:
         """
         value = self.known[node.input[position]]
         assert isinstance(value, Value)
-        self.ends[next(iter(value.forms.values()))] = node.output[0]
+        self.ends[next(iter(value.stored.values()))] = node.output[0]
         self.alias(node, value)
+
+    def pass_on(self, node: NodeProto, value: Value) -> None:
+        """Give the output of a node that changes nothing the value of its input.
+
+        What follows can be fused to the operator in front.
+
+        Args:
+            node: of the graph.
+            value: of its input.
+        """
+        if self.made_for(node, 0) is None:
+            self.alias(node, value)
+        else:
+            self.fuse(node, 0)
 
     def constant(self, values: Array, name: str = "") -> int:
         """Add a constant, in int32 where LiteRT's shapes and axes are.

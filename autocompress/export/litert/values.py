@@ -6,29 +6,60 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from autocompress.targets.device.litert.flat_file import Array
+import numpy as np
+
+from autocompress.targets.device.litert.flat_file import Array, Rows
 
 FIRST, LAST = "first", "last"  # layouts: channels behind the batch as in the graph, or at the end
+
+
+class Step(NamedTuple):
+    """Hold what the integers of a rounded tensor stand for: (q - zero) * scale, q in [-128, 127].
+
+    Attributes:
+        scale: positive.
+        zero: integer that stands for 0.
+    """
+
+    scale: float
+    zero: int
+
+    @property
+    def rows(self) -> Rows:
+        """Return it as the file stores it."""
+        return Rows(np.array([self.scale], np.float32), 0, self.zero)
 
 
 @dataclass
 class Value:
     """Describe a tensor that is computed when the file runs.
 
+    A rounded tensor has a step. Its integers are there at least; its floats once something reads
+    them.
+
     Attributes:
         shape: in the graph's order.
-        kind: of its elements, a key of `flat_file.TYPES`.
-        forms: number of the file's tensor by layout; one is there at least.
+        kind: of its elements, a key of `flat_file.TYPES`; "float32" for a rounded tensor.
+        forms: number of the file's tensor by layout; one is there unless the tensor is rounded.
+        step: of a rounded tensor, else None.
+        integers: number of the file's int8 tensor by layout; empty unless the tensor is rounded.
     """
 
     shape: tuple[int, ...]
     kind: str
     forms: dict[str, int] = field(default_factory=dict)
+    step: Step | None = None
+    integers: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> dict[str, int]:
+        """Return the tensors from which the others follow: integers where there are any."""
+        return self.integers or self.forms
 
     @property
     def layout(self) -> str:
         """Return the layout in which it is read without a transposition."""
-        return FIRST if FIRST in self.forms else LAST
+        return FIRST if FIRST in self.stored else LAST
 
 
 class Weight(NamedTuple):
@@ -38,7 +69,7 @@ class Weight(NamedTuple):
         values: integers, or float16.
         scale: (n,) one per index of `axis`; None for float16, and for integers before their scales.
         axis: dimension of the scales.
-        bits: stored width.
+        bits: stored width; 32 for the bias of an integer kernel.
         name: for the file.
     """
 

@@ -21,7 +21,11 @@ MOST_BYTES = 256e6  # of the tensors that are fetched at once
 
 
 def calibrate(
-    lowered: LoweredModel, batches: Iterable[Inputs], static_batch: int, method: str
+    lowered: LoweredModel,
+    batches: Iterable[Inputs],
+    static_batch: int,
+    method: str,
+    linear_outputs: bool = False,
 ) -> dict[str, ActivationRange]:
     """Measure the range of each tensor that a linear or convolutional module may round.
 
@@ -34,6 +38,7 @@ def calibrate(
         static_batch: samples per batch of a graph with a fixed batch dimension. Larger batches are
             cut, smaller ones skipped.
         method: how the range is chosen, as in `Observer.range`.
+        linear_outputs: measure outputs of linear modules too.
 
     Returns:
         range by tensor name.
@@ -41,7 +46,7 @@ def calibrate(
     Raises:
         NotComputableError: a value is not finite.
     """
-    observers = {name: Observer() for name in _observed(lowered)}
+    observers = {name: Observer() for name in _observed(lowered, linear_outputs)}
     if not observers:
         return {}
     inputs = set(lowered.input_names)
@@ -103,13 +108,13 @@ def _groups(
     return groups
 
 
-def _observed(lowered: LoweredModel) -> list[str]:
+def _observed(lowered: LoweredModel, linear_outputs: bool) -> list[str]:
     """Return the inputs of linear modules, and the inputs and outputs of convolutions."""
     names: dict[str, None] = {}
     for sites in lowered.sites.values():
         for site in sites:
             if site.kind in ("linear", "conv"):
                 names[site.input] = None
-            if site.kind == "conv":
+            if site.kind == "conv" or (site.kind == "linear" and linear_outputs):
                 names[site.output] = None
     return list(names)

@@ -1,6 +1,7 @@
 """Add the operators of a convolution in one of three forms.
 
 Float with folded weights; static 8 bits between quantisers that the runtime fuses; dynamic 8 bits.
+Where kernels of linear layers write 8 bits too, these have the second form.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from autocompress.candidate import ModuleConfig
+from autocompress.compress.assemble.fake_quant import gate_shift
 from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.factorise.low_rank import carriers
 from autocompress.compress.quantize.affine import StoredTensor, grid_of
@@ -245,6 +247,43 @@ def _static(
     attributes: dict[str, Any],
 ) -> None:
     """Add a convolution between dequantised tensors, with its normalisation folded in."""
+    inputs, call, relu = _dequantised(graph, site, stored, bias)
+    result = graph.add("Conv", inputs, f"{call}c", **attributes)
+    if relu:
+        result = graph.add("Relu", [result], f"{call}r")
+    graph.round_as(site.output, result, site.output)
+
+
+def static_linear(
+    graph: GraphBuilder, site: Site, variant: Variant, experts: NDArray[np.bool_] | None
+) -> None:
+    """Add a linear layer that reads and writes 8 bits by calibrated ranges.
+
+    Args:
+        graph: gets nodes and initializers.
+        site: where the float graph has the layer.
+        variant: its compressed weight.
+        experts: for a router, (experts,) True for those that are left; the others are never chosen.
+    """
+    (stored,) = variant.factors
+    bias = _bias(graph, site, variant, None)
+    (source, weight, added), call, _ = _dequantised(graph, site, stored, bias)
+    weight = graph.add("Transpose", [weight], f"{call}k", perm=[1, 0])
+    product = graph.add("MatMul", [source, weight], f"{call}p")
+    result = graph.add("Add", [product, added], f"{call}c")
+    if experts is None:
+        graph.round_as(site.output, result, site.output)
+        return
+    output = graph.short(f"{site.output}/open")
+    graph.round_as(site.output, result, output)
+    gate = graph.constant(graph.short(f"{site.owner}/gate"), gate_shift(experts))
+    graph.add("Add", [output, gate], site.output)
+
+
+def _dequantised(
+    graph: GraphBuilder, site: Site, stored: StoredTensor, bias: Array | None
+) -> tuple[list[str], str, bool]:
+    """Return (input, weight, bias), the beginning of short names, and if a ReLU follows."""
     folded = _fold(graph, site, stored, bias)
     rows, scale = len(folded.scale), folded.scale.numpy()
     # Each call has its own batch normalisation and bias scale folded in.
@@ -266,7 +305,4 @@ def _static(
         graph.shared(f"zeros{rows}", np.zeros(rows, np.int32)),
     ]
     added = graph.add("DequantizeLinear", bias_inputs, f"{call}b", axis=0)
-    result = graph.add("Conv", [source, dequantised, added], f"{call}c", **attributes)
-    if folded.relu:
-        result = graph.add("Relu", [result], f"{call}r")
-    graph.round_as(site.output, result, site.output)
+    return [source, dequantised, added], call, folded.relu

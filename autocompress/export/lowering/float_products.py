@@ -73,6 +73,8 @@ def hold_apart(graph: GraphBuilder) -> None:
 def _integer_weight(node: NodeProto, producer: Mapping[str, NodeProto]) -> bool:
     """Return True if the product's weight is dequantised, as in a static 8-bit convolution."""
     made_by = producer.get(node.input[1])
+    if made_by is not None and made_by.op_type == "Transpose":
+        made_by = producer.get(made_by.input[0])
     return made_by is not None and made_by.op_type == "DequantizeLinear"
 
 

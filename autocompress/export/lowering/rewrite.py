@@ -6,7 +6,7 @@ Nodes of compressed modules are replaced in place; all other nodes are copied.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
@@ -17,7 +17,7 @@ from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Mask, Masks
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.float_graph.subgraphs import needed_parts
-from autocompress.export.lowering.convolution import convolution
+from autocompress.export.lowering.convolution import convolution, static_linear
 from autocompress.export.lowering.float_products import hold_apart
 from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder
 from autocompress.export.lowering.lower import LoweredModel, Site
@@ -43,6 +43,7 @@ class Recipe:
         smoothed: parameters of normalisations that were divided by smoothing factors, by name.
         statistics: means and variances of batch normalisations that were estimated again, by name.
         others: parameters that training changed, by name; None for weights that were not trained.
+        rounds_products: True if linear layers on static 8-bit inputs write 8 bits, as in LiteRT.
     """
 
     candidate: Candidate
@@ -55,6 +56,7 @@ class Recipe:
     smoothed: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     others: Mapping[str, Tensor] | None = None
+    rounds_products: bool = False
 
     @property
     def portable(self) -> bool:
@@ -215,6 +217,12 @@ def _add_site(graph: GraphBuilder, site: Site, recipe: Recipe, config: ModuleCon
         level = recipe.levels.get(site.owner)
         unsigned = recipe.forms.get(site.owner) is IntegerForm.UNSIGNED
         experts = recipe.masks.of(site.owner, "gate")
+        static = config.activation_bits == 8 and config.static("linear")
+        if recipe.rounds_products and static and len(variant.factors) == 1:
+            static_linear(graph, site, variant, experts)
+            return
+        if recipe.rounds_products and static:  # no range is known between the factors
+            config = replace(config, activation_mode="dynamic")
         linear(graph, site, variant, config, level, unsigned, experts)
     elif site.kind == "embedding":
         shared = site.owner in recipe.levels

@@ -16,7 +16,7 @@ from autocompress.search.finish.measured_file import (
     other_splits,
 )
 from autocompress.search.problem.problem import Problem
-from autocompress.targets.runtime import weights_in_memory
+from autocompress.targets.runtime import bytes_in_memory
 
 
 @dataclass
@@ -51,7 +51,7 @@ class FloatFile:
             problem: has the path of the file, its size, latency and accuracy.
         """
         if self.memory_bytes is None:
-            self.memory_bytes = weights_in_memory(str(problem.float_path), problem.settings)
+            self.memory_bytes = bytes_in_memory(str(problem.float_path), problem.settings)
         rest = self.rest or not_run(self.other_splits(problem), *known_test(folder))
         earlier = earlier_front(folder)
         before = {} if earlier is None else earlier.baseline.metrics

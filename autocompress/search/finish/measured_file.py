@@ -35,7 +35,7 @@ from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import open_session, size_of
 from autocompress.targets.latency import all_threads
-from autocompress.targets.runtime import weights_in_memory
+from autocompress.targets.runtime import bytes_in_memory
 from autocompress.task.batches import spread_batches
 from autocompress.task.user_code import UserCodeError
 
@@ -168,7 +168,7 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
         more = _generated(finalist, problem, place, session, trained)
         scores = replace(scores, metrics={**scores.metrics, **more})
     del session  # the next one opens the same file
-    memory = weights_in_memory(path, problem.settings)
+    memory = bytes_in_memory(path, problem.settings)
     parts = (scores, None, memory, pass_s, not finalist.is_uniform, None, module_bytes)
     return MeasuredFile(finalist, place, size, *parts)
 

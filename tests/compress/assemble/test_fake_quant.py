@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,12 @@ from autocompress import ModuleConfig
 from autocompress.compress.assemble.calls import CallRanges, Calls
 from autocompress.compress.assemble.fake_quant import GATE_SHUT, SimulatedModule, gate_shift
 from autocompress.compress.assemble.variant import Variant
-from autocompress.compress.quantize.activation import ActivationRange, RangeQuantizer, dynamic
+from autocompress.compress.quantize.activation import (
+    ActivationRange,
+    RangeQuantizer,
+    dynamic,
+    dynamic_rows,
+)
 from autocompress.compress.quantize.affine import StoredTensor
 from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.model.plain.recurrent import GateWeights
@@ -225,6 +231,28 @@ def test_only_static_8_bit_convolutions_round_their_output(
     module = simulated(source, kind, CallRanges(read, read, False))
     module.set_variant(Variant((integers((3, 2, 1, 1)),), None), config, (None, None))
     assert module.rounds_output is expected
+
+
+def test_a_static_linear_layer_of_litert_rounds_its_output_unless_it_is_factorised() -> None:
+    read = RangeQuantizer(ActivationRange(0.02, 128, -2.56, 2.54))
+    written = RangeQuantizer(ActivationRange(0.25, 100, -25.0, 38.75))
+    ranges, bias = [CallRanges(read, written, False)], torch.tensor([0.1234, -3.0, 7.77])
+    module = SimulatedModule(linear(), "linear", "owner", ranges, Calls(), Rounding(rows=True))
+    stored, config = integers((3, 3)), ModuleConfig(8, 8, activation_mode="static")
+    module.set_variant(Variant((stored,), bias), config, (None, None))
+    assert module.rounds_output
+    x = values(5, 3)
+    inputs = ((x / 0.02).round().clamp(-128, 127)) * 0.02
+    step = stored.scale.flatten() * 0.02
+    exact = F.linear(inputs, stored.dequantized(), (bias / step).round() * step)
+    expected = ((exact / 0.25).round().clamp(-100, 155)) * 0.25
+    torch.testing.assert_close(module(x), expected, rtol=1e-5, atol=1e-5)
+    variant = Variant((integers((2, 3)), integers((3, 2))), None)
+    module.set_variant(variant, replace(config, rank_ratio=0.5), (None, None))
+    assert not module.rounds_output
+    first, second = (factor.dequantized() for factor in variant.factors)
+    expected = F.linear(dynamic_rows(F.linear(dynamic_rows(x), first)), second)
+    torch.testing.assert_close(module(x), expected)
 
 
 def test_a_factorised_convolution_is_its_factors_behind_each_other() -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from autocompress.export.litert.parts import flat_bytes_by_module
 from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.subject import builder_for, layout_of
 from autocompress.model.modules import find_modules
+from autocompress.targets.device.litert.operators import flat_graph
 from autocompress.targets.target import find_target
 
 
@@ -188,3 +190,81 @@ def test_validation_samples_are_compared_too(
     example, sample = flat_samples(builder, task)
     assert example is task.example_inputs
     assert torch.equal(sample, task.validation[0][0][:1])
+
+
+class Residual(nn.Module):
+    """Add around convolutions, one of which is called twice with a normalisation each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8)
+        self.same = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.grouped, self.wide = nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 16, 1)
+        self.pool, self.hidden, self.head = nn.MaxPool2d(2), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.relu(x + self.second(self.same(torch.relu(self.first(self.same(x))))))
+        x = torch.relu(self.depthwise(x)) + self.grouped(x)
+        x = self.pool(nn.functional.relu6(self.wide(x))).mean((2, 3))
+        return self.head(torch.relu(self.hidden(x)))
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        torch.manual_seed(0)
+        model = Residual().eval()
+        for norm in (model.norm, model.first, model.second):
+            norm.running_mean.normal_(0, 0.2)
+            norm.running_var.uniform_(0.5, 2)
+            nn.init.normal_(norm.weight)  # some gains are negative
+        images = torch.randn(16, 3, 12, 12)
+        batches = [(part, model(part).argmax(1)) for part in images.split(8)]
+        task = ac.Task("residual", model, images[:1], batches, lambda outputs, targets: 1.0)
+        modules = find_modules(task.model, task.example_inputs)
+        yield task, builder_for(task, modules, find_target("litert-cpu"))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"hidden": ModuleConfig(8, 8, activation_mode="static", rank_ratio=0.5)},
+        {"wide": ModuleConfig(8, 8, pruning_ratio=0.5), "same": ModuleConfig(8, 32)},
+        {"grouped": ModuleConfig(16), "head": ModuleConfig(8, 8)},
+    ],
+)
+def test_files_of_integers_compute_what_is_simulated(
+    residual: Any, change: dict[str, ModuleConfig], bits: int
+) -> None:
+    task, builder = residual
+    config = ModuleConfig(bits, 8, activation_mode="static", algorithm="nearest")
+    configs = {module.name: config for module in builder.module_map}
+    candidate = Candidate.of({**configs, **change})
+    compressor = Compressor.of(builder)
+    graph = compressor.graph(candidate)
+    assert builder.size_bytes(candidate) == len(builder.content(graph))
+    with torch.no_grad():
+        simulated = compressor.module(candidate)(task.example_inputs).numpy()
+    (output,) = flat_outputs(builder, graph, task.example_inputs)
+    # Roundings at a tie go either way, and what reads them differs by a step.
+    assert np.linalg.norm(output - simulated) < 0.05 * np.linalg.norm(simulated)
+
+
+def test_integers_flow_through_a_network(residual: Any) -> None:
+    _, builder = residual
+    config = ModuleConfig(8, 8, activation_mode="static", algorithm="nearest")
+    candidate = Candidate.of({module.name: config for module in builder.module_map})
+    content = builder.content(Compressor.of(builder).graph(candidate))
+    assert [node.operator for node in flat_graph(content).nodes] == [
+        *("QUANTIZE", "TRANSPOSE", "PAD", "CONV_2D"),
+        *("CONV_2D", "CONV_2D", "ADD"),
+        *("DEPTHWISE_CONV_2D", "CONV_2D", "ADD"),
+        *("CONV_2D", "MAX_POOL_2D", "MEAN"),
+        *("FULLY_CONNECTED", "QUANTIZE", "FULLY_CONNECTED", "DEQUANTIZE"),
+    ]

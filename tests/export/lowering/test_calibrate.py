@@ -54,6 +54,14 @@ def test_ranges_span_what_all_batches_show() -> None:
     assert found["y"].affine(8) == (pytest.approx(15 / 255), 0)
 
 
+def test_outputs_of_linear_modules_are_seen_for_kernels_that_round_them() -> None:
+    other = model()
+    sites = {**other.sites, "fc": (site("linear", other.sites["fc"][0].node, "r"),)}
+    batches = [batch([1, 2, 3, -4])]
+    found = calibrate(replace(other, sites=sites), batches, 1, "min_max", linear_outputs=True)
+    assert spans(found) == {"x": (-4, 3), "r": (0, 3), "h": (-4, 3), "y": (0, 9)}
+
+
 def test_tensors_that_are_fetched_one_by_one_give_the_same_ranges(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

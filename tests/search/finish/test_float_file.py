@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, object]]:
         test = 0.7 if known is None else known
         return OtherScores(test, {"accuracy_contrast": 0.6}, {}, share)
 
-    monkeypatch.setattr(float_file, "weights_in_memory", memory)
+    monkeypatch.setattr(float_file, "bytes_in_memory", memory)
     monkeypatch.setattr(float_file, "other_scores", scores)
     return made
 

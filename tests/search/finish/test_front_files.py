@@ -103,7 +103,7 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(front_files, "run_file", run_file)
     for module in (front_files, float_file):
         monkeypatch.setattr(module, "other_scores", other_scores)
-    monkeypatch.setattr(float_file, "weights_in_memory", lambda path, settings: 10)
+    monkeypatch.setattr(float_file, "bytes_in_memory", lambda path, settings: 10)
     monkeypatch.setattr(front_files, "time_front", time_front)
     monkeypatch.setattr(front_files, "time_elsewhere", lambda p, b, paths, *_, **__: [{}] * 9)
     monkeypatch.setattr(front_files, "write_papers", lambda *_: None)

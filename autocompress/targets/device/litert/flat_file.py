@@ -51,10 +51,12 @@ class Rows:
     Attributes:
         scale: (n,) positive, one per index of `axis`, or one in all.
         axis: dimension of the scales.
+        zero: integer that stands for 0.
     """
 
     scale: Array
     axis: int = 0
+    zero: int = 0
 
 
 @dataclass
@@ -79,18 +81,36 @@ class FlatFile:
     def __post_init__(self) -> None:
         self._buffers.append(schema().BufferT())  # of all tensors without content
 
-    def tensor(self, shape: Sequence[int], kind: str, name: str = "") -> int:
+    def tensor(
+        self, shape: Sequence[int], kind: str, name: str = "", rows: Rows | None = None
+    ) -> int:
         """Add a tensor that an operator writes or that is fed.
 
         Args:
             shape: its dimensions.
             kind: a key of `TYPES`.
             name: for users; "" for none, which takes no bytes.
+            rows: scale of integers that stand for floats.
 
         Returns:
             Its number.
         """
-        return self._add(shape, kind, 0, name, None)
+        return self._add(shape, kind, 0, name, rows)
+
+    def like(self, number: int, shape: Sequence[int]) -> int:
+        """Add a tensor with the type and the scale of another one, whose elements it gets.
+
+        Args:
+            number: of the other one.
+            shape: its dimensions.
+
+        Returns:
+            Its number.
+        """
+        new = self._add(shape, "float32", 0, "", None)
+        self.tensors[new].type = self.tensors[number].type
+        self.tensors[new].quantization = self.tensors[number].quantization
+        return new
 
     def constant(
         self, values: Array, name: str = "", rows: Rows | None = None, kind: str = ""
@@ -136,7 +156,7 @@ class FlatFile:
         if rows is not None:
             scales = schema().QuantizationParametersT()
             scales.scale = np.asarray(rows.scale, np.float32)
-            scales.zeroPoint = np.zeros(len(rows.scale), np.int64)
+            scales.zeroPoint = np.full(len(rows.scale), rows.zero, np.int64)
             scales.quantizedDimension = rows.axis
             tensor.quantization = scales
         self.tensors.append(tensor)
@@ -191,21 +211,22 @@ class FlatFile:
 
 
 def _sharing_builder() -> Any:
-    """Return a builder that writes zero points once per number of channels.
+    """Return a builder that writes equal zero points once.
 
     They take 8 bytes each, and LiteRT asks for one per scale.
     """
     import flatbuffers
 
     base: Any = flatbuffers.Builder
-    written: dict[int, int] = {}
+    written: dict[bytes, int] = {}
 
     def vector(self: Any, values: Array) -> int:
-        if values.dtype != np.int64 or values.any():
+        if values.dtype != np.int64:
             return int(base.CreateNumpyVector(self, values))
-        if len(values) not in written:
-            written[len(values)] = int(base.CreateNumpyVector(self, values))
-        return written[len(values)]
+        key = values.tobytes()
+        if key not in written:
+            written[key] = int(base.CreateNumpyVector(self, values))
+        return written[key]
 
     return type("SharingBuilder", (base,), {"CreateNumpyVector": vector})(1 << 16)
 

@@ -51,6 +51,18 @@ def test_zero_points_are_written_once() -> None:
         np.testing.assert_array_equal(tensor.quantization.zeroPoint, np.zeros(64))
 
 
+def test_a_tensor_like_another_one_has_its_step() -> None:
+    file = FlatFile()
+    first = file.tensor((2, 3), "int8", "", Rows(np.array([0.5], np.float32), 0, -7))
+    second = file.like(first, (6,))
+    file.add("RESHAPE", [first], [second])
+    (graph,) = read_flat(file.content()).subgraphs
+    for tensor, shape in zip(graph.tensors, ([2, 3], [6]), strict=True):
+        assert [*tensor.shape] == shape
+        assert tensor.type == graph.tensors[first].type
+        assert ([*tensor.quantization.scale], [*tensor.quantization.zeroPoint]) == ([0.5], [-7])
+
+
 def test_equal_shapes_are_one_and_equal_weights_are_not() -> None:
     file = FlatFile()
     weight = np.zeros(3, np.float32)

@@ -9,7 +9,7 @@ from flat_runs import assert_as_torch, assert_same, numbers
 from onnx import TensorProto, helper
 from torch import nn
 
-from autocompress.export.litert import elementwise
+from autocompress.export.litert.operators import elementwise
 
 UNARY = sorted({*elementwise.UNARY} - {"Not", "Sign", "Log", "Sqrt"})
 

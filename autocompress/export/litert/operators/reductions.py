@@ -9,6 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
+from autocompress.export.litert.operators.integers import step_ahead
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import FIRST, LAST, Value, place_in_last
 
@@ -66,8 +67,10 @@ def _reduced(
     shape = [1 if i in gone else size for i, size in enumerate(value.shape)]
     if not keeps:
         shape = [value.shape[i] for i in left]
-    inputs = [t.read(value, layout), t.constant(np.array(sorted(at), np.int32))]
-    output = t.write(node.output[0], shape, value.kind, layout if keeps else FIRST)
+    step = step_ahead(t, node.output[0]) if code == "MEAN" and value.step is not None else None
+    number = t.read(value, layout) if step is None else t.raw(value, layout)
+    inputs = [number, t.constant(np.array(sorted(at), np.int32))]
+    output = t.write(node.output[0], shape, value.kind, layout if keeps else FIRST, step)
     t.add(code, inputs, output, "ReducerOptions", keepDims=keeps)
 
 
@@ -139,7 +142,7 @@ def group_norm(t: Translator, node: NodeProto) -> None:
     batch, channels, *rest = value.shape
     groups = attributes.get("num_groups", channels)
     wide, small = (batch, groups, t.size(value) // batch // groups), (batch, groups, 1)
-    number = t.reshaped(t.read(value), wide, value.kind)
+    number = t.reshaped(t.read(value), wide)
     axes = t.constant(np.array([2], np.int32))
 
     def step(code: str, inputs: list[int], shape: tuple[int, ...], kind: str, **fields: Any) -> int:
@@ -152,7 +155,7 @@ def group_norm(t: Translator, node: NodeProto) -> None:
     epsilon = t.constant(np.array(attributes.get("epsilon", 1e-5), np.float32))
     inverse = step("RSQRT", [step("ADD", [spread, epsilon], small, "AddOptions")], small, "")
     number = step("MUL", [number, inverse], wide, "MulOptions")
-    number = t.reshaped(number, value.shape, value.kind)
+    number = t.reshaped(number, value.shape)
     shape = (1, channels, *[1] * len(rest))
     gain, shift = [np.asarray(t.array(node, i), np.float32).reshape(shape) for i in (1, 2)]
     number = step("MUL", [number, t.constant(gain)], value.shape, "MulOptions")

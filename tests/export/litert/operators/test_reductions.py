@@ -9,7 +9,7 @@ from flat_runs import assert_as_torch, assert_same, numbers
 from onnx import helper
 from torch import Tensor, nn
 
-from autocompress.export.litert import reductions
+from autocompress.export.litert.operators import reductions
 
 
 @pytest.mark.parametrize("operator", sorted(reductions.REDUCE))

@@ -6,6 +6,7 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
+from autocompress.export.litert.operators.integers import bias_of, step_ahead
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import Scales, Sums, Value, Weight
 from autocompress.targets.device.litert.flat_file import Array
@@ -37,6 +38,8 @@ def matmul(t: Translator, node: NodeProto) -> None:
         node: of the graph.
     """
     second = t.known[node.input[1]]
+    if isinstance(second, Weight) and _of_integers(t, node, second):
+        return
     if isinstance(second, (Weight, np.ndarray)) and _rank(second) == 2:
         _linear(t, node, t.value(node, 0), second, None, floats=True)
         return
@@ -68,6 +71,26 @@ def gemm(t: Translator, node: NodeProto) -> None:
     if attributes.get("transB", 0):
         second = _swapped(second)
     _linear(t, node, t.value(node, 0), second, bias, floats=True)
+
+
+def _of_integers(t: Translator, node: NodeProto, weight: Weight) -> bool:
+    """Add a product of integers with its bias; return False if it must be computed in floats."""
+    value, end = t.known[node.input[0]], t.read_once(node.output[0])
+    is_rounded = isinstance(value, Value) and value.step is not None and weight.scale is not None
+    if not is_rounded or end is None or end.op_type != "Add" or weight.values.ndim != 2:
+        return False
+    assert isinstance(value, Value)
+    bias = t.known.get(end.input[1])
+    step = step_ahead(t, end.output[0])
+    if step is None or not isinstance(bias, Weight) or bias.scale is None:
+        return False
+    weights = t.weight(weight, (1, 0), t.weight_name(node, weight), floats=False)
+    inputs = [t.raw(value), weights, bias_of(t, bias)]
+    shape = (*value.shape[:-1], weight.values.shape[1])
+    output = t.write(end.output[0], shape, step=step)
+    t.add("FULLY_CONNECTED", inputs, output, "FullyConnectedOptions", keepNumDims=True)
+    t.done.add(end.output[0])
+    return True
 
 
 def _rank(weight: Weight | Array) -> int:
@@ -139,7 +162,7 @@ def lookup(t: Translator, node: NodeProto, table: Weight | Array) -> None:
         flat = whole
     count = t.size(places)
     if len(places.shape) != 1:
-        flat = t.reshaped(flat, (count,), "int32")
+        flat = t.reshaped(flat, (count,))
     name = t.weight_name(node, table)
     width = (table.values if isinstance(table, Weight) else table).shape[1]
     # Rows of integers of 4 bits must end with a byte.

@@ -8,7 +8,8 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from autocompress.export.litert.constants import attributes_of
-from autocompress.export.litert.products import add_bias, scaled_sums
+from autocompress.export.litert.operators import integers
+from autocompress.export.litert.operators.products import add_bias, scaled_sums
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import (
     FIRST,
@@ -78,7 +79,7 @@ def binary(t: Translator, node: NodeProto) -> None:
             if isinstance(sums, Sums) and isinstance(scales, Scales):
                 scaled_sums(t, node, sums, scales)
                 return
-    if node.op_type == "Add" and add_bias(t, node):
+    if node.op_type == "Add" and (add_bias(t, node) or integers.add(t, node)):
         return
     if len(known) == 1:
         t.alias(node, t.value(node, 0))
@@ -151,7 +152,7 @@ def operands(
     whole = [value for value in computed if len(value.shape) == len(shape)]
     rest = [value for value in computed if len(value.shape) != len(shape) and t.size(value) > 1]
     layout = FIRST
-    if len(shape) >= 3 and not rest and any(FIRST not in value.forms for value in whole):
+    if len(shape) >= 3 and not rest and any(value.layout == LAST for value in whole):
         layout = LAST
     return [_operand(t, t.known[name], len(shape), layout) for name in names], shape, layout
 
@@ -174,12 +175,22 @@ def unary(t: Translator, node: NodeProto) -> None:
         node: of the graph.
     """
     value = t.value(node, 0)
-    if node.op_type == "Relu" and fused(t, node, value, "RELU"):
+    if node.op_type == "Relu" and (fused(t, node, value, "RELU") or _cut(t, node, value)):
         return
     if node.op_type == "Elu" and attributes_of(node).get("alpha", 1.0) != 1.0:
         t.refuse(node, "LiteRT's ELU has an alpha of 1")
     code, options = UNARY[node.op_type]
     apply(t, node, value, code, options)
+
+
+def _cut(t: Translator, node: NodeProto, value: Value) -> bool:
+    """Add a ReLU of integers; return False for floats."""
+    if value.step is None:
+        return False
+    layout = value.layout
+    number = t.raw(value, layout)
+    t.add("RELU", [number], t.write(node.output[0], value.shape, "float32", layout, value.step))
+    return True
 
 
 def apply(
@@ -201,8 +212,9 @@ def apply(
         **fields: of the table.
     """
     layout = value.layout
+    number = t.read(value, layout)
     output = t.write(node.output[0], value.shape, value.kind, layout)
-    t.add(code, [t.read(value, layout)], output, options, **fields)
+    t.add(code, [number], output, options, **fields)
 
 
 def fused(t: Translator, node: NodeProto, value: Value, activation: str) -> bool:
@@ -239,7 +251,8 @@ def clip(t: Translator, node: NodeProto) -> None:
     value = t.value(node, 0)
     ends = [None if end is None else float(end.reshape(())) for end in (low, high)]
     if ends == [0.0, 6.0]:
-        if not fused(t, node, value, "RELU6"):
+        # The end of a rounded tensor need not stand on its grid.
+        if value.step is not None or not fused(t, node, value, "RELU6"):
             apply(t, node, value, "RELU6")
         return
     layout = value.layout

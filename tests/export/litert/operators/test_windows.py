@@ -10,9 +10,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from autocompress.errors import ExportError
+from autocompress.export.litert.operators.windows import folded_norm
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import Weight
-from autocompress.export.litert.windows import folded_norm
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])

@@ -9,11 +9,13 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
+from autocompress.export.litert.operators.integers import bias_of, step_ahead
 from autocompress.export.litert.translator import Translator
-from autocompress.export.litert.values import FIRST, LAST, Value, Weight
+from autocompress.export.litert.values import FIRST, LAST, Known, Step, Value, Weight
 from autocompress.targets.device.litert.flat_file import Array
 
 SAME, VALID = 0, 1  # paddings of the format
+LOWEST = -128  # of int8
 
 
 def convolution(t: Translator, node: NodeProto) -> None:
@@ -27,6 +29,8 @@ def convolution(t: Translator, node: NodeProto) -> None:
     if not isinstance(weight, (Weight, np.ndarray)):
         t.refuse(node, "LiteRT needs a constant weight")
     bias, ends = t.array(node, 2), node.output[0]
+    added = t.known[node.input[2]] if bias is not None else None
+    step = _step(t, node, value, weight, added)
     after = t.read_once(ends)
     exact = not (isinstance(weight, Weight) and weight.bits == 16)  # float16 would round again
     if after is not None and after.op_type == "BatchNormalization" and exact:
@@ -37,7 +41,21 @@ def convolution(t: Translator, node: NodeProto) -> None:
     kernel = list((weight.values if isinstance(weight, Weight) else weight).shape[2:])
     if len(kernel) not in (1, 2) or attributes.get("auto_pad", "NOTSET") != "NOTSET":
         t.refuse(node, f"LiteRT has no convolution over {len(kernel)} dimensions")
-    _convolution(t, node, ends, value, weight, bias, attributes)
+    if step is not None and isinstance(added, Weight):
+        bias_number = bias_of(t, added)
+    else:
+        outputs = len(weight.values if isinstance(weight, Weight) else weight)
+        floats = np.zeros(outputs, np.float32) if bias is None else bias.astype(np.float32)
+        bias_number = t.constant(floats)
+    _convolution(t, node, ends, value, weight, bias_number, attributes, step)
+
+
+def _step(
+    t: Translator, node: NodeProto, value: Value, weight: Weight | Array, bias: Known | None
+) -> Step | None:
+    """Return the step of the results of a product of integers; None for one of floats."""
+    whole = isinstance(weight, Weight) and weight.scale is not None and value.step is not None
+    return step_ahead(t, node.output[0]) if whole and isinstance(bias, Weight) else None
 
 
 def folded_norm(
@@ -109,22 +127,25 @@ def _convolution(
     ends: str,
     value: Value,
     weight: Weight | Array,
-    bias: Array | None,
+    bias: int,
     attributes: dict[str, Any],
+    step: Step | None,
 ) -> None:
-    """Add a convolution; one over one dimension gets another one of size 1."""
+    """Add a convolution; one over one dimension gets another one of size 1.
+
+    With a step it is one of integers, which it writes.
+    """
     shape = (weight.values if isinstance(weight, Weight) else weight).shape
     window, flat = _Window.of(attributes, shape[2:]), len(shape) == 3
     batch, channels, *sizes = value.shape
-    padding, number = padded(
-        t, t.read(value, LAST), value, window.pads, window.reach, window.strides
-    )
+    number = t.read(value, LAST) if step is None else t.raw(value, LAST)
+    padding, number = padded(t, number, value, window.pads, window.reach, window.strides)
     groups, name = attributes.get("group", 1), t.weight_name(node, weight)
     depthwise = groups > 1 and groups == channels and shape[1] == 1
     strides, dilations = window.strides, window.dilations
     if flat:
         wide = sizes[0] if padding == SAME else window.padded(sizes)[0]
-        number = t.reshaped(number, (batch, 1, wide, channels), value.kind)
+        number = t.reshaped(number, (batch, 1, wide, channels))
         weight, strides, dilations = _with_height(weight), [1, *strides], [1, *dilations]
     options: dict[str, Any] = {
         "padding": padding,
@@ -135,20 +156,20 @@ def _convolution(
     }
     if depthwise:
         options["depthMultiplier"] = shape[0] // channels
-    added = np.zeros(shape[0], np.float32) if bias is None else bias.astype(np.float32)
     order = [1, 2, 3, 0] if depthwise else [0, 2, 3, 1]
-    inputs = [number, t.weight(weight, order, name, floats=True), t.constant(added)]
+    inputs = [number, t.weight(weight, order, name, floats=step is None), bias]
     code = "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D"
     kind = "DepthwiseConv2DOptions" if depthwise else "Conv2DOptions"
     out = (batch, shape[0], *window.places(sizes))
     if not flat:
-        t.add(code, inputs, t.write(ends, out, layout=LAST), kind, **options)
+        t.add(code, inputs, t.write(ends, out, layout=LAST, step=step), kind, **options)
         return
-    high = t.file.tensor((batch, 1, out[2], shape[0]), "float32")
+    last = t.write(ends, out, layout=LAST, step=step)
+    high = t.file.like(last, (batch, 1, out[2], shape[0]))
     t.add(code, inputs, high, kind, **options)
     t.names[high] = ends
     sizes_number = t.constant(np.array((batch, out[2], shape[0]), np.int32))
-    t.add("RESHAPE", [high, sizes_number], t.write(ends, out, layout=LAST))
+    t.add("RESHAPE", [high, sizes_number], last)
 
 
 def _with_height(weight: Weight | Array) -> Weight | Array:
@@ -196,14 +217,21 @@ def padded(
     ends = [(0, 0), *[(pads[i], pads[i + axes]) for i in range(axes)], (0, 0)]
     shape = [value.shape[0]]
     shape += [size + sum(ends[i + 1]) for i, size in enumerate(sizes)] + [value.shape[1]]
-    output = t.file.tensor(shape, value.kind)
+    output = t.file.like(number, shape)
     inputs = [number, t.constant(np.array(ends, np.int32))]
-    if lowest:
-        inputs.append(t.constant(np.array(np.finfo(np.float32).min, np.float32)))
+    if lowest and not (value.step is not None and value.step.zero == LOWEST):
+        inputs.append(_lowest(t, value.step))
         t.file.add("PADV2", inputs, [output], "PadV2Options")
     else:
         t.file.add("PAD", inputs, [output], "PadOptions")
     return VALID, output
+
+
+def _lowest(t: Translator, step: Step | None) -> int:
+    """Return the lowest number, of integers with a step or of floats."""
+    if step is None:
+        return t.constant(np.array(np.finfo(np.float32).min, np.float32))
+    return t.file.constant(np.array(LOWEST, np.int8), "", step.rows)
 
 
 def transposed_convolution(t: Translator, node: NodeProto) -> None:
@@ -251,7 +279,8 @@ def pool(t: Translator, node: NodeProto) -> None:
     if len(window.kernel) != 2 or not plain or attributes.get("ceil_mode", 0):
         t.refuse(node, "LiteRT pools over two dimensions without dilations or ceil_mode")
     counted = bool(attributes.get("count_include_pad", 0)) and not largest
-    number, pads = t.read(value, LAST), window.pads
+    step, pads = value.step if largest else None, window.pads
+    number = t.read(value, LAST) if step is None else t.raw(value, LAST)
     padding, number = padded(t, number, value, pads, window.reach, window.strides, largest, counted)
     if any(pads) and padding == VALID and not (largest or counted):
         t.refuse(node, "LiteRT cannot leave this padding out of an average")
@@ -263,7 +292,7 @@ def pool(t: Translator, node: NodeProto) -> None:
         "filterWidth": window.kernel[1],
     }
     shape = (*value.shape[:2], *window.places(value.shape[2:]))
-    output = t.write(node.output[0], shape, value.kind, LAST)
+    output = t.write(node.output[0], shape, value.kind, LAST, step)
     code = "MAX_POOL_2D" if largest else "AVERAGE_POOL_2D"
     t.add(code, [number], output, "Pool2DOptions", **options)
 

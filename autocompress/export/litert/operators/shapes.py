@@ -8,7 +8,8 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
-from autocompress.export.litert.products import lookup
+from autocompress.export.litert.operators.integers import rounded_to, step_ahead
+from autocompress.export.litert.operators.products import lookup
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import (
     FIRST,
@@ -36,12 +37,12 @@ def reshape(t: Translator, node: NodeProto) -> None:
     spatial = value.shape[2:]
     same = len(value.shape) >= 3 and len(shape) >= 3 and shape[:2] == value.shape[:2]
     if value.layout == LAST and same:  # only the dimensions behind the channels are joined or cut
-        output = t.write(node.output[0], shape, value.kind, LAST)
-        number, stored = t.read(value, LAST), t.shape_in(shape, LAST)
+        number, stored = t.raw(value, LAST), t.shape_in(shape, LAST)
+        output = t.write(node.output[0], shape, value.kind, LAST, value.step)
     else:
         ones = value.layout == LAST and all(size == 1 for size in spatial)
-        output = t.write(node.output[0], shape, value.kind)
-        number, stored = t.read(value, LAST if ones else FIRST), shape
+        number, stored = t.raw(value, LAST if ones else FIRST), shape
+        output = t.write(node.output[0], shape, value.kind, step=value.step)
     sizes = t.constant(np.array(stored, np.int32))
     t.add("RESHAPE", [number, sizes], output)
 
@@ -80,20 +81,31 @@ def transpose(t: Translator, node: NodeProto) -> None:
     if order == list(range(rank)):
         t.alias(node, value)
         return
-    if rank >= 3 and order == last_order(rank) and LAST in value.forms:
-        t.known[node.output[0]] = Value(shape, value.kind, {FIRST: value.forms[LAST]})
+    if rank >= 3 and order == last_order(rank) and LAST in value.stored:
+        _rename(t, node, value, shape, LAST, FIRST)
         return
     back = [order.index(i) for i in range(rank)]
-    if rank >= 3 and back == last_order(rank) and FIRST in value.forms:
+    if rank >= 3 and back == last_order(rank) and FIRST in value.stored:
         # Channels come from the end: the other layout of the result.
-        t.known[node.output[0]] = Value(shape, value.kind, {LAST: value.forms[FIRST]})
+        _rename(t, node, value, shape, FIRST, LAST)
         return
     layout = value.layout
     stored = order if layout == FIRST else [place_in_last(i, rank) for i in order]
-    number = t.read(value, layout)
-    output = t.write(node.output[0], shape, value.kind)
+    number = t.raw(value, layout)
+    output = t.write(node.output[0], shape, value.kind, step=value.step)
     axes = t.constant(np.array(stored, np.int32))
     t.add("TRANSPOSE", [number, axes], output, "TransposeOptions")
+
+
+def _rename(
+    t: Translator, node: NodeProto, value: Value, shape: tuple[int, ...], old: str, new: str
+) -> None:
+    """Take a tensor in one layout for the result in the other one."""
+    forms = {new: value.stored[old]}
+    if value.step is None:
+        t.known[node.output[0]] = Value(shape, value.kind, forms)
+    else:
+        t.known[node.output[0]] = Value(shape, value.kind, {}, value.step, forms)
 
 
 def concat(t: Translator, node: NodeProto) -> None:
@@ -106,11 +118,16 @@ def concat(t: Translator, node: NodeProto) -> None:
     values = [t.value(node, i) for i in range(len(node.input))]
     rank = len(values[0].shape)
     axis = attributes_of(node)["axis"] % rank
-    layout = LAST if rank >= 3 and any(FIRST not in one.forms for one in values) else FIRST
+    layout = LAST if rank >= 3 and any(one.layout == LAST for one in values) else FIRST
     shape = list(values[0].shape)
     shape[axis] = sum(one.shape[axis] for one in values)
-    numbers = [t.read(one, layout) for one in values]
-    output = t.write(node.output[0], shape, values[0].kind, layout)
+    steps = {one.step for one in values}
+    step = steps.pop() if len(steps) == 1 else step_ahead(t, node.output[0])
+    if step is None:
+        numbers = [t.read(one, layout) for one in values]
+    else:
+        numbers = [rounded_to(t, one, step, layout) for one in values]
+    output = t.write(node.output[0], shape, values[0].kind, layout, step)
     at = place_in_last(axis, rank) if layout == LAST else axis
     t.add("CONCATENATION", numbers, output, "ConcatenationOptions", axis=at)
 
@@ -160,10 +177,10 @@ def part_of(
         shape: of the output.
     """
     layout = value.layout
-    numbers = [t.read(value, layout)]
+    numbers = [t.raw(value, layout)]
     for row in (begin, end, stride):
         numbers.append(t.constant(np.array(t.shape_in(row, layout), np.int32)))
-    output = t.write(name, shape, value.kind, layout)
+    output = t.write(name, shape, value.kind, layout, value.step)
     t.add("STRIDED_SLICE", numbers, output, "StridedSliceOptions")
 
 
@@ -231,7 +248,7 @@ def _rows(t: Translator, node: NodeProto, table: Weight, places: Array) -> None:
     shape = (*places.shape, table.values.shape[1])
     t.names[number] = node.output[0]
     if places.ndim != 1:
-        number = t.reshaped(number, shape, "float32")
+        number = t.reshaped(number, shape)
     t.known[node.output[0]] = Value(shape, "float32", {FIRST: number})
 
 
@@ -274,13 +291,16 @@ def pad(t: Translator, node: NodeProto) -> None:
     filler = t.array(node, 2)
     layout = value.layout
     order = last_order(rank) if layout == LAST else range(rank)
-    inputs = [t.read(value, layout), t.constant(np.array([pairs[i] for i in order], np.int32))]
-    code, options = "PAD", "PadOptions"
+    code, options, step = "PAD", "PadOptions", value.step  # integers get the one of 0
+    ends_number = t.constant(np.array([pairs[i] for i in order], np.int32))
     if filler is not None and filler.any():
-        code, options = "PADV2", "PadV2Options"
+        code, options, step = "PADV2", "PadV2Options", None
+    inputs = [t.read(value, layout) if step is None else t.raw(value, layout), ends_number]
+    if code == "PADV2":
+        assert filler is not None
         inputs.append(t.constant(filler.astype(value.kind).reshape(())))
     shape = [size + sum(pair) for size, pair in zip(value.shape, pairs, strict=True)]
-    t.add(code, inputs, t.write(node.output[0], shape, value.kind, layout), options)
+    t.add(code, inputs, t.write(node.output[0], shape, value.kind, layout, step), options)
 
 
 def resize(t: Translator, node: NodeProto) -> None:

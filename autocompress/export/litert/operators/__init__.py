@@ -1,0 +1,1 @@
+"""Translate nodes of graphs into operators of .tflite files."""

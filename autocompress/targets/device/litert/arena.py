@@ -1,0 +1,97 @@
+"""Estimate the memory of a .tflite file in a session: weights, and activations by lifetimes."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import ceil, prod
+from typing import Any
+
+from .flat_file import TYPES, schema
+from .operators import read_flat
+
+# Bytes of an element by the name of its type; the others take as many as their name says.
+BYTES = {"bool": 1.0, "int4": 0.5}
+ALIGNED = 64  # bytes, at whose multiples LiteRT's arena begins tensors
+
+
+def flat_memory(model: bytes | str) -> int:
+    """Return the bytes that a session takes for weights and activations.
+
+    These are constants as the file stores them, constants that operators unpack, and the arena.
+    Copies that kernels make of weights and scratch space are not counted.
+
+    Args:
+        model: content or path of a .tflite file.
+    """
+    flat = read_flat(model)
+    (graph,) = flat.subgraphs
+    stored = sum(len(one.data) for one in flat.buffers if one.data is not None)
+    unpacked = _unpacked(flat) - _stored(flat)
+    return stored + sum(_size(graph.tensors[i]) for i in unpacked) + arena_bytes(flat)
+
+
+def arena_bytes(flat: Any) -> int:
+    """Return the largest sum of the tensors that are alive at once.
+
+    A tensor lives from the operator that writes it to the last one that reads it; inputs live from
+    the start, outputs to the end. LiteRT places tensors so that its arena is this size or a little
+    larger; operators that write in place, such as RESHAPE, can make it smaller.
+
+    Args:
+        flat: content of a file, as `read_flat` returns it.
+
+    Returns:
+        Bytes, without constants.
+    """
+    (graph,) = flat.subgraphs
+    constants, count = _unpacked(flat), len(graph.operators)
+    born = {int(number): 0 for number in graph.inputs}
+    last = dict(born)
+    for i, operator in enumerate(graph.operators):
+        for number in map(int, operator.outputs):
+            born.setdefault(number, i)
+            last[number] = i
+        for number in map(int, operator.inputs):
+            last[number] = i
+    last.update((int(number), count) for number in graph.outputs)
+    changes = [0] * (count + 2)
+    for number, start in born.items():
+        if number not in constants:
+            size = ceil(_size(graph.tensors[number]) / ALIGNED) * ALIGNED
+            changes[start] += size
+            changes[last[number] + 1] -= size
+    alive = peak = 0
+    for change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak
+
+
+def _stored(flat: Any) -> set[int]:
+    """Return the numbers of the tensors with content."""
+    (graph,) = flat.subgraphs
+    tensors = enumerate(graph.tensors)
+    return {i for i, tensor in tensors if flat.buffers[tensor.buffer].data is not None}
+
+
+def _unpacked(flat: Any) -> set[int]:
+    """Return the numbers of all tensors that follow from constants."""
+    (graph,) = flat.subgraphs
+    constants = _stored(flat)
+    for operator in graph.operators:
+        if all(int(number) < 0 or int(number) in constants for number in operator.inputs):
+            constants.update(map(int, operator.outputs))
+    return constants
+
+
+def _size(tensor: Any) -> int:
+    """Return the bytes of a tensor."""
+    kind = _kinds()[tensor.type]
+    bits = int("".join(filter(str.isdigit, kind)) or 8)
+    return ceil(prod(int(size) for size in tensor.shape) * BYTES.get(kind, bits / 8))
+
+
+@cache
+def _kinds() -> dict[int, str]:
+    """Return the types of elements by their number in the format."""
+    return {getattr(schema().TensorType, name): kind for kind, name in TYPES.items()}
