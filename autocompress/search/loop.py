@@ -50,7 +50,7 @@ from autocompress.search.problem.setup import Setup
 from autocompress.search.problem.trial_record import records_of
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
-from autocompress.search.propose.uniform import enqueue, uniform_parameters
+from autocompress.search.propose.uniform import enqueue, first_candidates, uniform_parameters
 from autocompress.search.workers.launch import Running
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
@@ -185,8 +185,9 @@ class _Search:
         study = study_of(ready.run.model, url, settings.study_name, problem.space.objectives)
         study.sampler = self._sampler(study, problem)
         uniform = uniform_parameters(problem)
-        if not enqueue(study, uniform):
-            self.files.forget(range(len(uniform)))
+        enqueue(study, uniform)
+        # An earlier version may have had other first candidates, or the storage another search.
+        self.files.forget_others(first_candidates(study, problem.space, len(uniform)))
         request = self.request
         training = ready.training
         shared = (settings, request.space, request.target, limits, folder, deadline, training)
