@@ -52,7 +52,12 @@ from autocompress.search.problem.setup import Setup
 from autocompress.search.problem.trial_record import records_of
 from autocompress.search.propose.factory import make_sampler
 from autocompress.search.propose.progressive import ProgressiveSampler
-from autocompress.search.propose.uniform import enqueue, points_in_time, uniform_parameters
+from autocompress.search.propose.uniform import (
+    enqueue,
+    first_candidates,
+    points_in_time,
+    uniform_parameters,
+)
 from autocompress.search.workers.launch import Running
 from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
@@ -246,10 +251,9 @@ class _Search:
         """Make the uniform candidates the first trials; files of other trials are forgotten."""
         files, uniform = self.files, uniform_parameters(problem)
         with_files = None if self.settings.timeout_s is None else files.uniform
-        points = points_in_time(study, uniform, with_files)
-        if not enqueue(study, points):
-            files.forget(range(len(uniform)))
-        files.forget(files.uniform - {*range(len(points))})
+        enqueue(study, points_in_time(study, uniform, with_files))
+        # An earlier version may have had other first candidates, or the storage another search.
+        files.forget_others(first_candidates(study, problem.space, len(uniform)))
 
     def _is_over(
         self, study: optuna.Study, judge: Callable[[], Judge]

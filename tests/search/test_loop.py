@@ -30,8 +30,11 @@ from autocompress.results.pareto import hypervolume, non_dominated
 from autocompress.search import loop, opening
 from autocompress.search.evaluate import judge as trial_module
 from autocompress.search.evaluate.training_plan import TrainingPlan
+from autocompress.search.finish import first_files, front_files
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.setup import Setup
+from autocompress.search.propose import factory
+from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.search.workers import worker
 from autocompress.search.workers.lease import LEASE_S
 from autocompress.search.workers.storage import open_study
@@ -335,6 +338,36 @@ def test_extra_metrics_are_objectives(cnn_task, tmp_path: Path) -> None:
         LimitError, match="objective 'sharp': is no extra metric of the task; nearest: sharpness"
     ):
         ac.search(task, SPACE, n_trials=1, out=tmp_path / "b", objectives=["sharp"], quiet=True)
+
+
+def test_a_run_of_other_first_candidates_keeps_its_files(
+    cnn_task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an earlier version, which had them in another order."""
+
+    def search() -> dict[int, Candidate]:
+        front = ac.search(
+            cnn_task, SPACE, n_trials=3, out=tmp_path, quiet=True, finalize_steps=0
+        ).front
+        return {point.trial: point.candidate for point in (*front.points, *front.dominated)}
+
+    with monkeypatch.context() as patch:
+        for module in (loop, first_files, factory):
+            patch.setattr(
+                module, "uniform_parameters", lambda bench: uniform_parameters(bench)[::-1]
+            )
+        before = search()
+    assert len(before) == 3
+    ran: list[int] = []
+    run_file = front_files.run_file
+
+    def counted(finalist, *parts):
+        ran.append(finalist.number)
+        return run_file(finalist, *parts)
+
+    monkeypatch.setattr(front_files, "run_file", counted)
+    assert search() == before
+    assert ran == []
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])

@@ -143,15 +143,19 @@ class FrontFiles:
         before, now = file.finalist.candidate.distillation, finalist.candidate.distillation
         return before == now or before.steps == now.steps == 0
 
-    def forget(self, numbers: Collection[int]) -> None:
+    def forget_others(self, candidates: Mapping[int, Collection[Candidate]]) -> None:
         """Forget files whose trials turned out to be of other candidates.
 
         Args:
-            numbers: of the trials.
+            candidates: of the study, by number of the trial; any of them may be that of the file.
         """
-        for number in numbers:
-            self._files.pop(number, None)
-            self._points.pop(number, None)
+        for number, known in candidates.items():
+            file = self._files.get(number)
+            if file is not None and file.finalist.candidate.modules not in [
+                candidate.modules for candidate in known
+            ]:
+                del self._files[number]
+                self._points.pop(number, None)
 
     def add(self, finalist: Finalist, problem: Problem, origin: Mapping[str, Any]) -> FrontPoint:
         """Export, run and time one file, and add it to front.json.

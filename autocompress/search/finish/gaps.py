@@ -7,6 +7,7 @@ finalists have files, the one whose latency is most uncertain is profiled instea
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -98,10 +99,9 @@ class GapFiles:
         left_s = SHARE * (now - self._begun) - self._spent_s
         if self.deadline is not None:
             left_s = min(left_s, self.deadline - now)
-        fits = self.deadline is None or now + file_s <= self.deadline
-        if fits and self._next(problem) is not None:
-            return None
         finalists = choose_finalists(self.study, problem, self.goal, or_nearest=False)
+        if self._comes(file_s, now) and self._without_file(finalists) is not None:
+            return None
         candidates = [finalist.candidate for finalist in finalists]
         table = grown(problem.table, problem.subject, problem.target, candidates, left_s)
         self._spent_s += time.monotonic() - now
@@ -110,9 +110,21 @@ class GapFiles:
         table.save(self.folder / TABLE_FILE)
         return replace(problem, table=table)
 
+    def _comes(self, file_s: float, now: float) -> bool:
+        """Return True if the time will allow for one more file before the last trial."""
+        if self.deadline is None:
+            return True
+        most_s = SHARE * (self.deadline - file_s - self._begun)
+        return now + file_s <= self.deadline and self._spent_s + file_s <= most_s
+
     def _next(self, problem: Problem) -> Finalist | None:
         """Return the finalist with the largest gain of hypervolume that was not run yet."""
-        for finalist in choose_finalists(self.study, problem, self.goal, or_nearest=False):
+        finalists = choose_finalists(self.study, problem, self.goal, or_nearest=False)
+        return self._without_file(finalists)
+
+    def _without_file(self, finalists: Sequence[Finalist]) -> Finalist | None:
+        """Return the first finalist that was not run yet."""
+        for finalist in finalists:
             best = with_best_weights(finalist, self.goal, self.folder)
             if finalist.number not in self._left_out and not self.files.has(best):
                 return best

@@ -138,7 +138,7 @@ class Allocator:
         """
         factors = np.ones(len(self.features)) if weights is None else weights
         prices = np.zeros((1, 2))
-        if (most < 1.0).any():
+        if np.isfinite(most).any():
             units = [np.linspace(0, 1, steps) for steps in LADDERS]
             grid = np.stack(np.meshgrid(*units, indexing="ij"), axis=-1).reshape(-1, 2)
             prices = np.concatenate([prices, self.prices(grid)])

@@ -37,7 +37,7 @@ JITTER = 0.5  # deviation of the log factors per tower and part, for half of the
 MOST_MOVES = 3
 FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
 # Latencies of the second and third proposal, as shares of the float file's. Training decides what
-# they are worth, and the search learns from them what it brings back. Until then it is taken to
+# they are worth, and the search learns from them what it brings back. For these two it is taken to
 # leave PRUNED_SHARE of what pruning changes (docs/recovery.md, how long).
 FAST, PRUNED_SHARE = (1 / 2, 1 / 3), 0.25
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
@@ -332,13 +332,14 @@ class PriceSampler(BaseSampler):
             others: earlier and running trials.
 
         Returns:
-            The allocation; None if the trial is a later one, or its allocation was tried or is not
-            as fast as that.
+            The allocation; None if the trial is a later one, or its allocation was tried, is not as
+            fast as that or misses a limit.
         """
         recovery = self._space.recovery
         if place > (len(FAST) if recovery.steps > 0 and not recovery.by_blocks else 0):
             return None
-        beyond = [np.array([t.size, t.latency]) - t.costs for t in others if not t.running]
+        known = [t for t in others if not t.running and math.isfinite(t.size + t.latency)]
+        beyond = [np.array([t.size, t.latency]) - t.costs for t in known]
         rest = np.median(beyond, axis=0) if beyond else np.zeros(2)
         limits, left = self._goal.limit_point()[:2], np.ones(len(self._allocator.features))
         most = np.array([limit if limit < 1 else np.inf for limit in limits])
@@ -348,8 +349,8 @@ class PriceSampler(BaseSampler):
         choices = self._allocator.least_lossy(ROOM * most - rest, left)
         if place == 0:
             return choices
-        is_slow = (self._allocator.costs(choices[None])[0] + rest)[1] > most[1]
-        return None if is_slow or choices.tobytes() in {t.key for t in others} else choices
+        misses = (self._allocator.costs(choices[None])[0] + rest > most).any()
+        return None if misses or choices.tobytes() in {t.key for t in others} else choices
 
 
 def _numbered(names: list[tuple[str, str]]) -> NDArray[np.intp]:

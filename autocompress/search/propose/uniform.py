@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
-from autocompress.candidate import ModuleConfig
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.prune.masks import global_ratios
 from autocompress.search.problem.problem import Problem
 from autocompress.space.search_space import BoundSpace
 
 WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of activations
 WEIGHTS_ONLY = ModuleConfig(4, 32, symmetric=False)
-COARSE = 256  # inputs per scale; a space offers at most as many
+COARSE, WHOLE = 256, 0  # inputs per scale: of the largest groups, or one scale for all of them
 GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
 FEWEST = 2  # enqueued where time is limited: 8 and 4 bits
 
@@ -32,9 +34,10 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
     8 bits and 4 bits on integer kernels. Widths that the space does not offer become its nearest
     ones. Linear layers whose inputs hold a few very large values, as in large language models,
     read them as floats (Dettmers et al. 2022). Such models also get a candidate of 4 bits with all
-    inputs as floats: rounded inputs cost them more than rounded weights. Scales are those of the
-    smallest groups, and 4 bits have zero points. Where the space has a choice there, 4 bits in the
-    largest groups without zero points, which are the smallest and fastest, are a candidate too.
+    inputs as floats: rounded inputs cost them more than rounded weights. There is one scale per
+    channel, or those of the smallest groups where all are groups, and 4 bits have zero points.
+    Where the space has a choice there, 4 bits with the fewest scales and without zero points,
+    which are the smallest and fastest, are a candidate too.
     Where channels can be pruned, the last one has 8 bits with all channel groups pruned by one
     threshold on their magnitudes.
 
@@ -53,12 +56,15 @@ def uniform_parameters(problem: Problem) -> list[Parameters]:
         inputs = 32 if name in wide else bits[1]
         return ModuleConfig(bits[0], inputs, symmetric=bits[0] > 4, pruning_ratio=ratio)
 
+    def coarse(name: str) -> int:
+        return WHOLE if WHOLE in space.numbers(name, "group_size") else COARSE
+
     uniform = [{name: config(name, bits) for name in space.kinds} for bits in WIDTHS]
     if wide:
         uniform.append(dict.fromkeys(space.kinds, WEIGHTS_ONLY))
     if any(knob.axis in ("group_size", "symmetric") for knob in space.knobs):
         last = uniform[-1].items()
-        uniform.append({n: replace(one, group_size=COARSE, symmetric=True) for n, one in last})
+        uniform.append({n: replace(one, group_size=coarse(n), symmetric=True) for n, one in last})
     ratios = _pruning_ratios(problem)
     if ratios:
         uniform.append({n: config(n, WIDTHS[0], ratios.get(n, 0.0)) for n in space.kinds})
@@ -99,7 +105,7 @@ def enqueue(study: optuna.Study, points: Sequence[Parameters]) -> bool:
     """
     trials = study.get_trials(deepcopy=False)
     for trial, point in zip(trials, points, strict=False):
-        values = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        values = _values(trial)
         if any(values.get(name) != value for name, value in point.items()):
             return False
     for point in points[len(trials) :]:
@@ -143,6 +149,34 @@ def points_in_time(
     if study.get_trials(deepcopy=False):
         return points[: max(1, enqueued(study))]
     return points[: most_in_time(files)]
+
+
+def first_candidates(
+    study: optuna.Study, space: BoundSpace, count: int
+) -> dict[int, tuple[Candidate, ...]]:
+    """Return the candidates of the first trials of a study.
+
+    Args:
+        study: the study; trials that wait count too.
+        space: the search space.
+        count: number of trials.
+
+    Returns:
+        By number of the trial the candidate as it is now, and as it was before it was known which
+        ranks gain nothing. Empty where there is no such trial, or it is of another space.
+    """
+    candidates: dict[int, tuple[Candidate, ...]] = dict.fromkeys(range(count), ())
+    before = replace(space, no_gain=frozenset())
+    for trial in study.get_trials(deepcopy=False)[:count]:
+        values = _values(trial)
+        if all(knob.parameter in values for knob in space.knobs):
+            candidates[trial.number] = (space.candidate(values), before.candidate(values))
+    return candidates
+
+
+def _values(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters of a trial, those that it waits with included."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def _pruning_ratios(problem: Problem) -> dict[str, float]:

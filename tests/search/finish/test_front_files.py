@@ -278,7 +278,9 @@ def test_files_that_are_gone_or_of_other_candidates_are_forgotten(files) -> None
     (files.folder / "models/0003/model.onnx").unlink()
     resumed = FrontFiles.resumed(files.folder, Limits(), lambda *_: None)
     assert [point.trial for point in resumed.points] == [4]
-    resumed.forget([4, 5])
+    resumed.forget_others({4: [finalist(4, 8).candidate, finalist(4, 5).candidate], 5: []})
+    assert [point.trial for point in resumed.points] == [4], "of the same candidate"
+    resumed.forget_others({4: [finalist(4, 8).candidate]})
     assert resumed.points == []
     resumed.time_again(PROBLEM, {})
     assert len(read_front(files.folder).points) == 2, "nothing is written without files"

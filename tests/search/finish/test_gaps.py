@@ -123,3 +123,13 @@ def test_the_latency_table_takes_no_time_that_a_file_waits_for(made, monkeypatch
     assert files.grow(problem, 61.0) is not None, "no file can be made before the last trial"
     files.files.made += [9, 4, 6]
     assert files.grow(problem, dear_s) is not None
+
+
+def test_the_latency_table_does_not_wait_for_a_file_that_never_comes(made, monkeypatch) -> None:
+    """The share of the time until the last trial holds no further file."""
+    table = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr(gaps, "grown", lambda *_: table)
+    files, problem = made(time.monotonic() + 60), MadeUpProblem(object())
+    files._spent_s = 13.0
+    assert files.grow(problem, 15.0) is None, "13 and 15 s of 29 s that pass until it begins"
+    assert files.grow(problem, 18.0) is not None

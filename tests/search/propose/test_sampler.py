@@ -345,12 +345,14 @@ def test_fast_proposals_follow_where_trials_are_trained(
     module = sys.modules[PriceSampler.__module__]
     monkeypatch.setattr(module, "FAST", (0.8, 0.6))  # not less: operators have fixed times here
 
-    def latencies(rungs: tuple[int, ...], blocks: bool | None = None) -> list[float]:
+    def latencies(
+        rungs: tuple[int, ...], blocks: bool | None = None, goal: Goal = GOAL
+    ) -> list[float]:
         recovery = replace(space.recovery, rungs=rungs, blocks=blocks)
         own = replace(space, recovery=recovery)
         study = optuna.create_study(
             directions=["minimize", "minimize", "maximize"],
-            sampler=PriceSampler(own, allocator, GOAL, 0),
+            sampler=PriceSampler(own, allocator, goal, 0),
         )
         trials = [told(study, own, allocator) for _ in range(4)]
         chosen = np.stack([allocator.choices(trial.params) for trial in trials])
@@ -363,8 +365,35 @@ def test_fast_proposals_follow_where_trials_are_trained(
     assert untrained == latencies((30,), blocks=True), "block by block, trials are not trained"
     assert untrained[1:3] != [fast, faster]
     assert untrained[3] == later
+    least = float(allocator.costs(allocator.allocate(np.array([(1e4, 0.0)])))[0, 0])
+    small = replace(GOAL, limits=Limits(0.9 * least * GOAL.baseline.size_bytes))
+    assert latencies((30,), goal=small) == latencies((), goal=small), "none keeps the limit"
     monkeypatch.setattr(module, "FAST", (0.5, 0.4))
     assert latencies((30,)) == untrained, "nothing is as fast"
+
+
+def test_trials_without_numbers_do_not_spoil_the_first_proposals(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    space, allocator = parts
+    limits = Limits(0.3 * GOAL.baseline.size_bytes, 0.9 * GOAL.baseline.latency_ms)
+    sampler = PriceSampler(space, allocator, Goal(GOAL.baseline, limits), 0, 1)
+    study = optuna.create_study(directions=["minimize", "minimize", "maximize"], sampler=sampler)
+    study.tell(ask(study, space), state=optuna.trial.TrialState.PRUNED)
+    first = allocator.choices(ask(study, space).params)[None]
+    assert (allocator.costs(first)[0] <= (0.3, 0.9)).all()
+
+
+def test_bounds_hold_where_the_untouched_model_costs_more_than_one(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    """A table may predict more than the float file takes."""
+    _, allocator = parts
+    dear = {name: replace(t, costs=3 * t.costs) for name, t in allocator.modules.items()}
+    allocator = replace(allocator, modules=dear)
+    untouched = allocator.least_lossy(np.array([np.inf, np.inf]))
+    assert allocator.costs(untouched[None])[0, 0] > 1.1
+    assert allocator.costs(allocator.least_lossy(np.array([1.1, np.inf]))[None])[0, 0] <= 1.1
 
 
 def test_pruning_pays_for_the_fast_proposals(parts: tuple[BoundSpace, Allocator]) -> None:

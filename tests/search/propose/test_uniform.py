@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import optuna
@@ -13,11 +14,13 @@ from autocompress.search.propose.uniform import (
     GLOBAL_RATIO,
     enqueue,
     enqueued,
+    first_candidates,
     nearest_parameters,
     points_in_time,
     uniform_parameters,
 )
-from autocompress.space.search_space import Knob
+from autocompress.space.recovery import RecoverySpace
+from autocompress.space.search_space import BoundSpace, Knob
 
 GROUPS = [
     SimpleNamespace(name="a", reason=None),
@@ -27,7 +30,10 @@ GROUPS = [
 
 
 def problem(
-    bits: tuple[int, ...], ratios: tuple[float, ...], wide: frozenset[str] = frozenset()
+    bits: tuple[int, ...],
+    ratios: tuple[float, ...],
+    wide: frozenset[str] = frozenset(),
+    groups: tuple[int, ...] = (0,),
 ) -> SimpleNamespace:
     """A problem of three modules; `a` and `b` offer ratios, and only `a` can be pruned."""
     knobs = [Knob(name, "weight_bits", bits) for name in "abc"]
@@ -39,7 +45,7 @@ def problem(
         space=SimpleNamespace(
             kinds=dict.fromkeys("abc", "linear"),
             knobs=knobs,
-            numbers=lambda name, axis: offered[name],
+            numbers=lambda name, axis: groups if axis == "group_size" else offered[name],
         ),
         layout=SimpleNamespace(pruner=pruner),
         stitcher=SimpleNamespace(library=SimpleNamespace(evidence=SimpleNamespace(wide=wide))),
@@ -79,9 +85,10 @@ def test_linear_layers_of_inputs_with_a_wide_range_read_floats() -> None:
 
 
 def test_the_largest_groups_without_zero_points_are_a_candidate_too() -> None:
-    given = problem((4, 8), (0.0,), frozenset("abc"))
+    groups = (32, 64, 128)
+    given = problem((4, 8), (0.0,), frozenset("abc"), groups)
     given.space.knobs += [
-        *(Knob(name, "group_size", (32, 64, 128)) for name in "abc"),
+        *(Knob(name, "group_size", groups) for name in "abc"),
         *(Knob(name, "symmetric", (False, True)) for name in "abc"),
     ]
     points = uniform_parameters(given)
@@ -90,6 +97,18 @@ def test_the_largest_groups_without_zero_points_are_a_candidate_too() -> None:
         [1, 1, 1, 0, 0, 0, 1, 1, 1],
         [0, 0, 0, 0, 0, 0, 0, 0, 0],
         [0, 0, 0, 2, 2, 2, 1, 1, 1],
+    ]
+
+
+def test_one_scale_for_a_whole_row_is_the_largest_group() -> None:
+    """32 is nearer to 256 than 0, but 0 stands for all inputs."""
+    given = problem((4, 8), (0.0,), groups=(32, 0))
+    given.space.knobs += [Knob("a", "group_size", (32, 0)), Knob("a", "symmetric", (False, True))]
+    points = uniform_parameters(given)
+    assert [(p["a/weight_bits"], p["a/group_size"], p["a/symmetric"]) for p in points] == [
+        (1, 1, 1),
+        (0, 1, 0),
+        (0, 1, 1),
     ]
 
 
@@ -139,3 +158,17 @@ def test_a_study_of_other_trials_is_left_alone() -> None:
     study.ask().suggest_int("x", 4, 4)
     assert not enqueue(study, [{"x": 1}, {"x": 2}])
     assert len(study.trials) == 1
+
+
+def test_candidates_of_the_first_trials_are_those_of_their_parameters() -> None:
+    """Files were made before it was known that a rank gains nothing; both forms are known."""
+    knobs = (Knob("a", "weight_bits", (8, 4)), Knob("a", "rank_ratio", (0.75, 0.5)))
+    space = BoundSpace(knobs, {}, {"a": "linear"}, ("linear",), RecoverySpace(), {})
+    space = replace(space, no_gain=frozenset({("a", 0.75, "auto")}))
+    study = optuna.create_study()
+    study.enqueue_trial({"a/weight_bits": 1, "a/rank_ratio": 0})
+    study.enqueue_trial({"a/weight_bits": 0})
+    found = first_candidates(study, space, 3)
+    configs = [candidate.config("a") for candidate in found[0]]
+    assert configs == [ModuleConfig(4), ModuleConfig(4, rank_ratio=0.75)]
+    assert (found[1], found[2]) == ((), ()), "of another space, and not there"
