@@ -236,12 +236,14 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
         return Lesson(Scores(0.85, {}), True, {"30": 0.85})
 
     monkeypatch.setattr(long_recovery, "best_rate", test)
+    monkeypatch.setattr(long_recovery, "timed_step", lambda *_: 1.0)
     monkeypatch.setattr(long_recovery, "recover_candidate", train)
     monkeypatch.setattr(long_recovery.time, "monotonic", lambda: 0.0)
     recovery = RecoverySpace(tests_rates=tests)
     problem = SimpleNamespace(space=SimpleNamespace(recovery=recovery), trainer=None, stitcher=None)
     trials = {0: (CANDIDATE, Scores(0.8, {}))}
-    plan = LongPlan(300, left_s, known, step_s=1.0)
+    # Trainings were planned for a candidate whose steps take twice as long.
+    plan = LongPlan(300, left_s, known, step_s=2.0)
     recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
     assert tested == ([TESTED] if tests and known is None and left_s > 800 else [])
     expected = CANDIDATE.distillation.learning_rate if rate is None else rate_for(rate, 300)
