@@ -33,7 +33,6 @@ from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.finish import first_files, front_files
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.setup import Setup
-from autocompress.search.propose import factory
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.search.workers import worker
 from autocompress.search.workers.lease import LEASE_S
@@ -352,7 +351,7 @@ def test_a_run_of_other_first_candidates_keeps_its_files(
         return {point.trial: point.candidate for point in (*front.points, *front.dominated)}
 
     with monkeypatch.context() as patch:
-        for module in (loop, first_files, factory):
+        for module in (loop, first_files):
             patch.setattr(
                 module, "uniform_parameters", lambda bench: uniform_parameters(bench)[::-1]
             )
