@@ -71,9 +71,11 @@ def model_part(name: str, content: Mapping[str, Any]) -> str:
 
 
 def short_row(name: str, content: Mapping[str, Any]) -> list[str]:
-    """Return the cells of a model for README.md."""
+    """Return the cells of a model for README.md; those of figures stay empty without one."""
     figures = content["figures"]
     peers = [row for row in content["tables"][name] if "dominated" in row]
+    if not peers:
+        return [TITLES[name], "0", "", "", ""]
     words = [
         f"{figures[f'{name}_{what}_at_equal_accuracy']:.2f}x" for what in ("smaller", "faster")
     ]

@@ -103,6 +103,7 @@ def figures_of(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, flo
         figures[f"{name}_ours_dominates"] = float(np.mean([row["dominated"] for row in peers]))
         figures[f"{name}_smaller_at_equal_accuracy"] = min(row["ours_smaller"] for row in peers)
         figures[f"{name}_faster_at_equal_accuracy"] = min(row["ours_faster"] for row in peers)
-    failed = [row for row in records if row.get("reason", MISSING) != MISSING]
+    theirs = [row for row in records if not row["method"].startswith(OURS)]
+    failed = [row for row in theirs if row.get("reason", MISSING) != MISSING]
     figures[f"{name}_peers_failed"] = len(failed)
     return figures

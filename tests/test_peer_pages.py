@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.peer_pages import BEGIN, END, cells, filled, kept, model_part, pages
+from benchmarks.peer_pages import (
+    BEGIN,
+    END,
+    SHORT_HEAD,
+    cells,
+    filled,
+    kept,
+    model_part,
+    pages,
+    short_row,
+)
 from benchmarks.peer_rows import figures_of
 
 
@@ -38,3 +48,10 @@ def test_a_failure_keeps_the_number_of_cells() -> None:
     failed = cells({"method": "tool", "reason": "Error: a | b <c>"})
     assert len(failed) == 8
     assert failed[1] == "none: Error: a / b &lt;c>"
+
+
+def test_a_model_without_a_compared_file_has_a_row() -> None:
+    rows = [{"method": "tool", "reason": "Error: a"}]
+    found = short_row("resnet", {"figures": {"resnet_peers_failed": 1}, "tables": {"resnet": rows}})
+    assert found == ["ResNet-20", "0", "", "", ""]
+    assert len(found) == SHORT_HEAD.splitlines()[1].count("---")

@@ -106,6 +106,7 @@ def test_figures_and_failures_of_a_model(
     ours = [
         row(tmp_path, "ours, trial 1", 200, 0.5, 0.9),
         row(tmp_path, "ours, trial 2", 400, 0.4, 0.92),
+        Row("ours, trial 3", tmp_path / "none.onnx", 0.5, "compresses nothing: 990 bytes"),
     ]
     peers = [
         row(tmp_path, "static", 300, 0.6, 0.9),

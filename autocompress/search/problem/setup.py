@@ -153,5 +153,6 @@ class Setup:
         return ", ".join(f"{what} {spent:.1f} s" for what, spent in steps)
 
     def _enough(self) -> str:
-        seconds = max(MORE * sum(self.seconds.values()), 1.0)
+        spent = sum(self.seconds.values())  # few where an earlier run has measured most
+        seconds = max(MORE * spent, spent + (self.timeout_s or 0.0), 1.0)
         return f"{ceil(seconds)}s" if seconds < 60 else f"{ceil(seconds / 60)}m"

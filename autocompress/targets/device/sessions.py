@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import onnxruntime
 
-from .graph_file import without_weights
+from .graph_file import external_files, without_weights
 from .memory import large_blocks_freed_at_once, release_memory
 
 
@@ -145,9 +145,10 @@ def open_session(
     with tempfile.TemporaryDirectory() as folder, large_blocks_freed_at_once():
         source = _on_disk(model, Path(folder))
         # Windows removes no file that is mapped.
-        if isinstance(source, str) and is_large(source) and sys.platform != "win32":
-            options.add_session_config_entry(DATA_FOLDER, str(Path(source).resolve().parent))
-            source = without_weights(source, EXTERNAL_BYTES)
+        if isinstance(source, str) and _has_large_weights(source) and sys.platform != "win32":
+            file = Path(source).resolve()  # ONNX Runtime reads no link that leaves its folder
+            options.add_session_config_entry(DATA_FOLDER, str(file.parent))
+            source = without_weights(str(file), EXTERNAL_BYTES)
         session = _opened(source, options, settings)
     release_memory()  # what the runtime needed while it opened the file
     return session
@@ -188,6 +189,11 @@ def _on_disk(model: bytes | str, folder: Path) -> bytes | str:
     except OSError:
         return model
     return str(path)
+
+
+def _has_large_weights(path: str) -> bool:
+    """Return True for a large file without external data, which ONNX Runtime maps by itself."""
+    return Path(path).stat().st_size >= LARGE_BYTES and not external_files(path)
 
 
 def size_of(model: bytes | str) -> int:

@@ -77,6 +77,15 @@ def test_time_that_is_too_short_for_a_trial_ends_the_search() -> None:
     ) in steps.words
 
 
+def test_a_time_that_was_too_short_is_not_advised_again() -> None:
+    steps, hands, _ = setup(100)
+    steps("making the first files", 0.0)
+    hands.time += 5  # an earlier run has measured the rest
+    assert steps.ends_before(1e9)
+    steps.finish()
+    assert steps.words.endswith("nearest timeout for a search: 2m")
+
+
 def test_the_end_of_the_time_names_steps_and_a_timeout_that_would_do() -> None:
     steps, hands, shown = setup(10)
     steps("exporting the model", 0.0)

@@ -172,3 +172,27 @@ def test_weights_of_a_large_file_are_mapped_and_not_copied(
 def test_a_file_that_is_only_opened_lays_no_weight_out(layered: bytes) -> None:
     options = open_session(layered, runs=False).get_session_options()
     assert options.get_session_config_entry("session.disable_prepacking") == "1"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_large_file_may_be_a_link_to_another_name(
+    beside: bool, layered: bytes, layered_feed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the cache of the Hugging Face hub; its weights may lie in a file beside it."""
+    expected = open_session(layered).run(None, layered_feed)[0]
+    for name in ("SMALL_BYTES", "LARGE_BYTES", "EXTERNAL_BYTES"):
+        monkeypatch.setattr(sessions, name, 1000)
+    files, links = tmp_path / "blobs", tmp_path / "snapshot"
+    for folder in (files, links):
+        folder.mkdir()
+    path, data = files / "model.onnx", "model.onnx.data"
+    if beside:
+        proto = onnx.load_from_string(layered)
+        onnx.save(proto, path, save_as_external_data=True, location=data, size_threshold=100)
+    else:
+        path.write_bytes(layered)
+    for i, file in enumerate(sorted(files.iterdir())):
+        (links / file.name).symlink_to(file.rename(files / f"{i}"))
+    found = open_session(str(links / "model.onnx")).run(None, layered_feed)[0]
+    np.testing.assert_array_equal(found, expected)
