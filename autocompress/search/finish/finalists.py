@@ -31,8 +31,8 @@ from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import WORTH
 
 GAIN = 0.9  # size or latency that a longer training pays for, relative to the best without it
-# A loss that is hoped for may be so many times the one that users take: forecasts from a few steps
-# of training err by as much, and points that lost less hardly gain by the time.
+# A forecast may be so many times the loss that users take: forecasts from a few steps of training
+# err by as much, and points that have lost less gain little by training.
 LIKELY = 2.0
 HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
@@ -278,7 +278,7 @@ def _taken(
         lost = goal.baseline.accuracy - finalist.accuracy
         hoped = goal.baseline.accuracy - finalist.expected
         hoped = min(hoped, (hopes or {}).get(finalist.number, hoped))
-        return lost <= goal.near or lost > hoped <= LIKELY * goal.near
+        return lost <= goal.near or (hoped < lost and hoped <= LIKELY * goal.near)
 
     near = [finalist for finalist in finalists if is_near(finalist)] or finalists
     return [min(near, key=lambda f: f.size_bytes), min(near, key=lambda f: f.latency_ms)]

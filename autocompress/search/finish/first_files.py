@@ -25,8 +25,8 @@ from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.propose.uniform import uniform_parameters
 from autocompress.task.user_code import UserCodeError
 
-# A file is opened, run and timed as the float one was, and is written before; its timing opens the
-# float one too.
+# Time kept for a file once it is compressed, as a multiple of what the float file took: it is
+# written, opened, run and timed too, and timing it opens the float file again.
 AS_FLOAT = 2.0
 
 
@@ -35,9 +35,9 @@ class FirstTimes:
     """Say until when first files are made, by the monotonic clock; None is unlimited.
 
     Attributes:
-        further: when the last file but the first ends.
-        compress: when no further module is compressed, so that what is left is enough to run the
-            file; without a file until then there is none.
+        further: when all files but the first must be made.
+        compress: when the last module of a file must be compressed, so that there is time to run
+            the file.
     """
 
     further: float | None = None
