@@ -51,8 +51,11 @@ function shownColumns() {
   }
   const own = view.columns[state.trial];
   const axes = Object.keys(AXES).filter((axis) => own[axis].some((value) => value !== null));
-  const has = (name) => view.rows.some((row, i) => row[name] !== null || own[name][i] !== null);
-  const parts = [["bytes", "size", bytesWords], ["ms", "time", msWords]].filter((p) => has(p[0]));
+  const known = (values) => values.some((value) => value !== null);
+  // Run folders of earlier versions tell the parts of the float model alone.
+  const parts = [["bytes", "size", bytesWords], ["ms", "time", msWords]].map(
+    ([name, title, words]) => [name, known(own[name]) ? title : `${title} of the float model`, words],
+  ).filter(([name]) => known(own[name]) || known(view.rows.map((row) => row[name])));
   const more = own.more.some((words) => words) ? ["more"] : [];
   return [
     [...axes.map((axis) => AXES[axis][0]), ...parts.map((part) => part[1]), ...more],

@@ -105,7 +105,9 @@ def _axes(figure: go.Figure, figure_of: str, values: Sequence[float], metric: Me
     lost = [*figure.data[1].y, *figure.data[2].y]
     room = 0.08 * max(max(lost) - min(lost), LEAST_SPAN)
     figure.update_yaxes(
-        title=f"{metric.axis} (validation)", range=[min(lost) - room, max(lost) + room]
+        title={"text": f"{metric.axis} (validation)", "standoff": 12},
+        automargin=True,  # else the title lies on numbers of many digits
+        range=[min(lost) - room, max(lost) + room],
     )
     line = {"color": ACCENT, "width": 1, "dash": "dot"}
     figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=0, y1=0, line=line)
