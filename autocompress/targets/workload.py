@@ -90,10 +90,39 @@ class Layout:
         content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    @cached_property
+    def conv_edges(self) -> tuple[tuple[str, str], ...]:
+        """Return the edges with a convolution at an end, which may carry integers."""
+        kinds = {module.name: module.kind for module in self.module_map}
+        return tuple(edge for edge in self.edges if "conv" in (kinds.get(name) for name in edge))
+
+    @cached_property
+    def readers(self) -> dict[str, tuple[str, ...]]:
+        """Return the linear modules that read each tensor."""
+        readers: dict[str, tuple[str, ...]] = {}
+        for name, tensors in self.linear_inputs.items():
+            for tensor in dict.fromkeys(tensors):
+                readers[tensor] = (*readers.get(tensor, ()), name)
+        return readers
+
     @property
     def integer_forms(self) -> dict[str, str]:
         """Return the form of the integer weights of every module."""
         return {module.name: str(self.integer_form(module)) for module in self.module_map}
+
+    def computes_integers(self, module: CompressibleModule, config: ModuleConfig) -> bool:
+        """Return True if a module exchanges integers with its neighbours, or rounds its inputs.
+
+        The first is so for static 8-bit convolutions, the second for 8-bit linear modules.
+
+        Args:
+            module: a compressible module.
+            config: its config.
+        """
+        form = self.form(module, config)
+        if module.kind == "conv":
+            return form == "int8"
+        return form.startswith("int8") and module.name in self.linear_inputs
 
     def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
         """Return the form in which a module is executed.
@@ -174,6 +203,33 @@ class Layout:
             f"elements after {name}": float(kernel.rows * kernel.kept_out),
         }
 
+    def around_alike(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
+        """Return the features that a module adds among modules that compute as it does.
+
+        They sum up to the surroundings of a candidate whose modules all compute alike. An edge
+        belongs to its producer, and a tensor that several modules round to all of them.
+
+        Args:
+            module: a compressible module.
+            kernel: its kernel.
+
+        Returns:
+            Amount by feature: those of `around`, of edges, and of rounded tensors.
+        """
+        features: dict[str, float] = defaultdict(float, self.around(module, kernel))
+        own, elements = is_integer(kernel), float(kernel.rows * kernel.kept_out)
+        for producer, consumer in self.conv_edges:
+            if producer == module.name:
+                alike = own and self.module_map[consumer].kind == "conv"
+                _add(features, passing(own, alike, elements))
+            elif not producer and consumer == module.name:
+                _add(features, passing(False, own, 0.0))
+        if arithmetic(kernel) == "int8":
+            for tensor in dict.fromkeys(self.linear_inputs.get(module.name, ())):
+                share = 1 / len(self.readers[tensor])
+                _add(features, rounding(share, share * kernel.rows * kernel.kept_in))
+        return dict(features)
+
 
 def arithmetic(kernel: Kernel) -> str:
     """Return the arithmetic of a kernel: "int8", "nbits" or "float".
@@ -208,25 +264,52 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
         kernel = kernels[module.name] = layout.kernel(
             module, candidate.config(module.name), kept_out, kept_in
         )
-        for feature, amount in layout.around(module, kernel).items():
-            around[feature] += amount
+        _add(around, layout.around(module, kernel))
         if arithmetic(kernel) == "int8":
             for tensor in layout.linear_inputs.get(module.name, ()):
                 rounded[tensor] = float(kernel.rows * kept_in)
-    around["tensors rounded for linear"] = float(len(rounded))
-    around["elements rounded for linear"] = sum(rounded.values())
-    for producer, consumer in layout.edges:
-        ends = [_side(layout, kernels.get(name)) for name in (producer, consumer)]
-        if "conv" in (layout.module_map[name].kind for name in (producer, consumer) if name):
-            source = kernels.get(producer)
-            around[f"from {ends[0]} to {ends[1]}"] += 1.0
-            around[f"elements from {ends[0]} to {ends[1]}"] += (
-                float(source.rows * source.kept_out) if source else 0.0
-            )
+    _add(around, rounding(len(rounded), sum(rounded.values())))
+    for producer, consumer in layout.conv_edges:
+        source, sink = kernels.get(producer), kernels.get(consumer)
+        elements = float(source.rows * source.kept_out) if source else 0.0
+        _add(around, passing(is_integer(source), is_integer(sink), elements))
     return Work(kernels, dict(around))
 
 
-def _side(layout: Layout, kernel: Kernel | None) -> str:
-    """Return the type on an edge; only static 8-bit convolutions read and write integers."""
-    integer = kernel is not None and kernel.signature.startswith("conv") and kernel.form == "int8"
-    return "integers" if integer else "floats"
+def _add(total: dict[str, float], features: Mapping[str, float]) -> None:
+    for feature, amount in features.items():
+        total[feature] += amount
+
+
+def rounding(tensors: float, elements: float) -> dict[str, float]:
+    """Return the features of tensors that are rounded for linear modules.
+
+    Args:
+        tensors: their number. One that several modules read is rounded once.
+        elements: of all of them.
+    """
+    return {
+        "tensors rounded for linear": float(tensors),
+        "elements rounded for linear": float(elements),
+    }
+
+
+def passing(from_integer: bool, to_integer: bool, elements: float) -> dict[str, float]:
+    """Return the features of data that flows from one module to another.
+
+    Args:
+        from_integer: True if the producer writes integers.
+        to_integer: True if the consumer reads them.
+        elements: number of values that the producer writes; 0 for an input of the graph.
+    """
+    ends = " to ".join("integers" if integer else "floats" for integer in (from_integer, to_integer))
+    return {f"from {ends}": 1.0, f"elements from {ends}": elements}
+
+
+def is_integer(kernel: Kernel | None) -> bool:
+    """Return True for a kernel that reads and writes integers: a static 8-bit convolution.
+
+    Args:
+        kernel: None for an input of the graph, or a removed module.
+    """
+    return kernel is not None and kernel.signature.startswith("conv") and kernel.form == "int8"

@@ -7,15 +7,21 @@ prices and proposes the allocations that are cheapest at them (Shoham and Gersho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import ModuleConfig
+from autocompress.search.propose.tables.between import Between
 from autocompress.search.propose.tables.column import Column, group_column, module_column
-from autocompress.search.propose.tables.module_table import PARTS, ModuleTable, module_tables
+from autocompress.search.propose.tables.module_table import (
+    PARTS,
+    ModuleTable,
+    kept_channels,
+    module_tables,
+)
 from autocompress.search.propose.tables.tower_budget import MOST_STEPS, TowerBudget
 from autocompress.space.search_space import BoundSpace
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -34,7 +40,8 @@ class Allocator:
 
     The minimum is approached by sweeps: each module takes its best choice while the others stay,
     then each group, for which its modules may take other configs (Shoham and Gersho 1988). So a
-    group is also pruned where only another kernel than that of the whole width gains by it.
+    group is also pruned where only another kernel than that of the whole width gains by it. The
+    first sweep takes all neighbours to compute as a module does, the others as they were chosen.
 
     An allocation is a row of choices: the position of each module's config, then of each group's,
     in the order of the tables. Its loss is a sum of features, one per module and part and one per
@@ -46,6 +53,7 @@ class Allocator:
         group_configs: by root of a channel group, the configs it chooses among.
         group_loss: by root of a channel group, (configs,) divergence of each choice.
         towers: by module, the tower that it belongs to.
+        between: latency that belongs to no module alone.
     """
 
     space: BoundSpace
@@ -53,6 +61,7 @@ class Allocator:
     group_configs: Mapping[str, tuple[ModuleConfig, ...]]
     group_loss: Mapping[str, Array]
     towers: Mapping[str, str]
+    between: Between = field(default_factory=Between)
 
     @classmethod
     def of(
@@ -86,7 +95,10 @@ class Allocator:
         parts = (space, group_configs, layout, table, losses, baseline_bytes, float_ms)
         tables = module_tables(*parts)
         towers = {module.name: module.tower for module in layout.module_map}
-        return cls(space, tables, group_configs, group_loss, towers)
+        configs = {name: module_table.configs for name, module_table in tables.items()}
+        widths = kept_channels(layout, group_configs)
+        between = Between.of(configs, widths, layout, table, float_ms)
+        return cls(space, tables, group_configs, group_loss, towers, between)
 
     @property
     def width(self) -> int:
@@ -186,30 +198,48 @@ class Allocator:
             pruned.append(weights[:, len(PARTS) * count + g, None] * loss)
         # One row per column of the allocation; the last stands for "no group" and stays 0.
         chosen = np.zeros((self.width + 1, len(prices)), dtype=np.intp)
-        for _ in range(SWEEPS):
+        mixes = not self.between.is_additive
+        for sweep in range(SWEEPS + mixes):
             before = chosen.copy()
-            self._choose_configs(chosen, losses, prices)
+            mixed = self._choose_configs(chosen, losses, prices, mixes and sweep > 0)
             for g, readers in enumerate(self._members.values()):
                 total = pruned[g]
                 for i, other, side in readers:
-                    total = total + tables[i].cheapest(side, chosen[other], losses[i], prices)
+                    total = total + tables[i].cheapest(side, chosen[other], mixed[i], prices)
                 chosen[count + g] = total.argmin(1)
-            if np.array_equal(before, chosen):
+            if np.array_equal(before, chosen) and sweep >= mixes:
                 break
-        self._choose_configs(chosen, losses, prices)
+        self._choose_configs(chosen, losses, prices, mixes)
         return np.ascontiguousarray(chosen[:-1].T)
 
-    def _choose_configs(self, chosen: Choices, losses: list[Array], prices: Array) -> None:
-        """Give each module its cheapest config while groups stay, in the rows of `chosen`."""
+    def _choose_configs(
+        self, chosen: Choices, losses: list[Array], prices: Array, mixes: bool
+    ) -> list[Array]:
+        """Give each module its cheapest config while groups stay, in the rows of `chosen`.
+
+        Returns:
+            By module, (n, configs) losses. If it `mixes`, they include the price of what a config
+            costs more among the chosen ones than among those that compute alike.
+        """
         of_size, of_latency = prices[:, :1], prices[:, 1:]
+        state = self.between.state(chosen, self._ends) if mixes else None
+        mixed = []
         for i, (table, (out, into)) in enumerate(
             zip(self.modules.values(), self._ends, strict=True)
         ):
             size, latency = table.by_groups
             row = chosen[out] * table.costs.shape[1] + chosen[into]
+            loss = losses[i]
+            if state is not None:
+                sides = self.between.integer[i].astype(np.intp)
+                loss = loss + of_latency * self.between.of_module(state, i)[sides].T
+            mixed.append(loss)
             chosen[i] = (
-                losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
+                loss + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
             ).argmin(1)
+            if state is not None:
+                state.integer[i] = self.between.integer[i][chosen[i]]
+        return mixed
 
     def costs(self, choices: Choices) -> Array:
         """Return (n, 2) size and latency of allocations, as shares of the baseline's.
@@ -218,13 +248,15 @@ class Allocator:
             choices: (n, modules + groups) allocations.
 
         Returns:
-            (n, 2) sums over the modules' tables; the rest of the graph is not in them.
+            (n, 2) sums over the modules' tables, and the latency between modules. The bytes of the
+            rest of the graph are not in them.
         """
         total = np.zeros((len(choices), 2))
         whole = np.zeros(len(choices), dtype=np.intp)
         for i, (table, ends) in enumerate(zip(self.modules.values(), self._ends, strict=True)):
             out, into = (whole if column < 0 else choices[:, column] for column in ends)
             total += table.costs[out, into, :, choices[:, i]]
+        total[:, 1] += self.between.beyond(choices.T, self._ends)
         return total
 
     def losses(self, choices: Choices) -> Array:

@@ -102,6 +102,7 @@ class PriceSampler(BaseSampler):
         self._distributions = distributions(space)
         self._recoveries = Recoveries(space.recovery)
         self._random = RandomSampler(seed=seed)
+        self._latency_ms = latency_ms
         self._reader = TrialReader(space, allocator, goal, latency_ms)
         self._left: dict[int, float] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
@@ -325,7 +326,8 @@ class PriceSampler(BaseSampler):
         """Return the first proposals: the most accurate allocation, then fast ones to train.
 
         All are to keep the limits of size and latency. What the rest of the graph costs is what
-        told trials cost beyond the table.
+        told trials cost beyond the table. The latency model that judges candidates says whether
+        they are fast.
 
         Args:
             place: of the trial, after the enqueued ones.
@@ -349,7 +351,11 @@ class PriceSampler(BaseSampler):
         choices = self._allocator.least_lossy(ROOM * most - rest, left)
         if place == 0:
             return choices
-        misses = (self._allocator.costs(choices[None])[0] + rest > most).any()
+        costs = self._allocator.costs(choices[None])[0] + rest
+        if self._latency_ms is not None:
+            candidate = self._space.candidate(self._allocator.parameters(choices))
+            costs[1] = self._latency_ms(candidate) / self._goal.baseline.latency_ms
+        misses = (costs > most).any()
         return None if misses or choices.tobytes() in {t.key for t in others} else choices
 
 

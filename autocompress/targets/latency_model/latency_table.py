@@ -164,7 +164,10 @@ class LatencyTable:
         kept_out: int,
         kept_in: int,
     ) -> float:
-        """Return the predicted time of one module and of the features that it alone decides.
+        """Return the predicted time of one module among modules that compute as it does.
+
+        Sums of it leave out what every candidate costs, and what mixtures of integers and floats
+        cost more (`search/propose/tables/between.py`).
 
         Args:
             layout: structure of the model.
@@ -181,7 +184,17 @@ class LatencyTable:
         """
         kernel = layout.kernel(module, config, kept_out, kept_in)
         self._check_covered({module.name: kernel})
-        return self.model.kernel_us(kernel) + self.model.around_us(layout.around(module, kernel))
+        return self.model.kernel_us(kernel) + self.model.around_us(
+            layout.around_alike(module, kernel)
+        )
+
+    def around_us(self, surroundings: Mapping[str, float]) -> float:
+        """Return the predicted microseconds of operators around the modules.
+
+        Args:
+            surroundings: amount by feature, as in `Work`.
+        """
+        return self.model.around_us(surroundings)
 
     def kernel_us(self, layout: Layout, module: CompressibleModule, config: ModuleConfig) -> float:
         """Return the predicted microseconds of one unpruned module, without its surroundings.

@@ -20,6 +20,8 @@ BITS = (32, 8, 4)
 RATIOS = (0.0, 0.5)
 CONFIGS = tuple(ModuleConfig(weight_bits=bits) for bits in BITS)
 PRUNED = (ModuleConfig(), ModuleConfig(pruning_ratio=0.5, importance="l2"))
+# Of a layout without data between its modules.
+ALONE = {"conv_edges": (), "readers": {}, "computes_integers": lambda module, config: False}
 
 
 def space() -> BoundSpace:
@@ -183,7 +185,12 @@ def test_tables_hold_bytes_times_and_losses_of_every_choice() -> None:
     ]
     modules = [
         SimpleNamespace(
-            name=name, kind="linear", weight_shape=shape, factorisable=True, tower=f"of {name}"
+            name=name,
+            kind="linear",
+            weight_shape=shape,
+            factorisable=True,
+            tower=f"of {name}",
+            positions=1,
         )
         for name, shape in sizes.items()
     ]
@@ -200,9 +207,11 @@ def test_tables_hold_bytes_times_and_losses_of_every_choice() -> None:
         return rows * columns * config.weight_bits
 
     layout = SimpleNamespace(
-        module_map=Modules(), form=lambda m, c: c.weight_bits, integer_form=lambda m: None
+        module_map=Modules(), form=lambda m, c: c.weight_bits, integer_form=lambda m: None, **ALONE
     )
-    times = SimpleNamespace(module_us=microseconds, baseline_ms=2.0)
+    times = SimpleNamespace(
+        module_us=microseconds, around_us=lambda features: 100.0, baseline_ms=2.0
+    )
     losses = {("a", CONFIGS[1]): 0.1, ("b", CONFIGS[2]): 0.2, ("a", PRUNED[1]): 0.3}
     found = Allocator.of(bound, layout, times, losses, 1000)
     a, b = found.modules["a"], found.modules["b"]
@@ -216,6 +225,9 @@ def test_tables_hold_bytes_times_and_losses_of_every_choice() -> None:
     np.testing.assert_allclose(found.group_loss["a"], [0, 0.3])
     assert list(found.group_configs) == ["a"], "a group with a reason is not pruned"
     assert found.towers == {"a": "of a", "b": "of b"}
+    first = np.zeros((1, found.width), dtype=np.intp)
+    alone = a.costs[0, 0, :, 0] + b.costs[0, 0, :, 0]
+    np.testing.assert_allclose(found.costs(first)[0] - alone, [0.0, 100 / 2000])
     assert len(asked) == len(set(asked)) * 3, "once per form and width"
 
 
@@ -233,14 +245,20 @@ def test_of_criteria_with_one_ratio_the_one_that_moves_outputs_least_is_taken() 
         module_map=Modules(
             [
                 SimpleNamespace(
-                    name="a", kind="linear", weight_shape=(8, 6), factorisable=True, tower=""
+                    name="a",
+                    kind="linear",
+                    weight_shape=(8, 6),
+                    factorisable=True,
+                    tower="",
+                    positions=1,
                 )
             ]
         ),
         form=lambda m, c: "float",
         integer_form=lambda m: None,
+        **ALONE,
     )
-    times = SimpleNamespace(module_us=lambda *_: 1.0, baseline_ms=1.0)
+    times = SimpleNamespace(module_us=lambda *_: 1.0, around_us=lambda _: 0.0, baseline_ms=1.0)
     l1, l2 = (ModuleConfig(pruning_ratio=0.5, importance=name) for name in ("l1", "l2"))
     for worse, better in ((l1, l2), (l2, l1)):
         losses = {("a", worse): 0.2, ("a", better): 0.1}

@@ -137,6 +137,29 @@ def kept_share(group: ChannelGroup, config: ModuleConfig) -> float:
     return group.kept_units(config.pruning_ratio) / group.units if config.pruning_ratio > 0 else 1.0
 
 
+def kept_channels(
+    layout: Layout, group_configs: Mapping[str, tuple[ModuleConfig, ...]]
+) -> dict[str, tuple[Array, Array]]:
+    """Return the channels that each module writes, and those that it reads.
+
+    Args:
+        layout: modules and groups.
+        group_configs: by root of a channel group, the configs it chooses among.
+
+    Returns:
+        By module, (choices of its output group,) and (choices of its input group,) channels.
+    """
+    removed = _removed_channels(layout, group_configs)
+    kept = {}
+    for module in layout.module_map:
+        shape = (*module.weight_shape, 1)
+        widths = []
+        for width, side in zip(shape, ("out", "in"), strict=False):
+            widths.append(width - np.array(removed.get((module.name, side), UNPRUNED)[1], float))
+        kept[module.name] = widths[0], widths[1]
+    return kept
+
+
 def _removed_channels(
     layout: Layout, group_configs: Mapping[str, tuple[ModuleConfig, ...]]
 ) -> dict[tuple[str, str], Removed]:
