@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import ModuleConfig
 from autocompress.search.propose.tables.column import Column, group_column, module_column
+from autocompress.search.propose.tables.joined_products import JoinedProducts, joined_products
 from autocompress.search.propose.tables.module_table import PARTS, ModuleTable, module_tables
 from autocompress.search.propose.tables.tower_budget import MOST_STEPS, TowerBudget
 from autocompress.space.search_space import BoundSpace
@@ -46,6 +47,7 @@ class Allocator:
         group_configs: by root of a channel group, the configs it chooses among.
         group_loss: by root of a channel group, (configs,) divergence of each choice.
         towers: by module, the tower that it belongs to.
+        joined: modules that save latency where all have the same config.
     """
 
     space: BoundSpace
@@ -53,6 +55,7 @@ class Allocator:
     group_configs: Mapping[str, tuple[ModuleConfig, ...]]
     group_loss: Mapping[str, Array]
     towers: Mapping[str, str]
+    joined: tuple[JoinedProducts, ...] = ()
 
     @classmethod
     def of(
@@ -86,7 +89,8 @@ class Allocator:
         parts = (space, group_configs, layout, table, losses, baseline_bytes, float_ms)
         tables = module_tables(*parts)
         towers = {module.name: module.tower for module in layout.module_map}
-        return cls(space, tables, group_configs, group_loss, towers)
+        joined = joined_products(tables, layout, table, float_ms)
+        return cls(space, tables, group_configs, group_loss, towers, joined)
 
     @property
     def width(self) -> int:
@@ -202,14 +206,19 @@ class Allocator:
     def _choose_configs(self, chosen: Choices, losses: list[Array], prices: Array) -> None:
         """Give each module its cheapest config while groups stay, in the rows of `chosen`."""
         of_size, of_latency = prices[:, :1], prices[:, 1:]
+        together: dict[int, Array] = {}  # totals of the modules that are joined
         for i, (table, (out, into)) in enumerate(
             zip(self.modules.values(), self._ends, strict=True)
         ):
             size, latency = table.by_groups
             row = chosen[out] * table.costs.shape[1] + chosen[into]
-            chosen[i] = (
-                losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
-            ).argmin(1)
+            total = losses[i] + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
+            chosen[i] = total.argmin(1)
+            if i in self._joined_columns:
+                together[i] = total
+        for products in self.joined:
+            totals = [together[i] for i in products.columns]
+            chosen[list(products.columns)] = products.chosen(totals, prices[:, 1])
 
     def costs(self, choices: Choices) -> Array:
         """Return (n, 2) size and latency of allocations, as shares of the baseline's.
@@ -225,6 +234,8 @@ class Allocator:
         for i, (table, ends) in enumerate(zip(self.modules.values(), self._ends, strict=True)):
             out, into = (whole if column < 0 else choices[:, column] for column in ends)
             total += table.costs[out, into, :, choices[:, i]]
+        for products in self.joined:
+            total[:, 1] -= products.saved_by(choices)
         return total
 
     def losses(self, choices: Choices) -> Array:
@@ -320,6 +331,10 @@ class Allocator:
             high = grid[int(np.argmax(values <= values[-1] + 0.1 * span))]
             ranges.append((low, max(high, 10 * low)))
         return np.array(ranges)
+
+    @cached_property
+    def _joined_columns(self) -> frozenset[int]:
+        return frozenset(column for products in self.joined for column in products.columns)
 
     @cached_property
     def _ends(self) -> list[tuple[int, int]]:
