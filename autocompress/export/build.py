@@ -26,6 +26,7 @@ from autocompress.compress.quantize.smooth import Smoother
 from autocompress.export.float_graph.large_files import file_bytes
 from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
+from autocompress.export.genai.attention import attention_products
 from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
 from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.lowering.lower import LoweredModel
@@ -324,6 +325,12 @@ class Builder:
                 elif value in self.lowered.producer:
                     frontier += reads(self.lowered.producer[value])
         return tuple(edges)
+
+    @cached_property
+    def joined(self) -> tuple[tuple[str, ...], ...]:
+        """Return the modules that one kernel computes where all are packed in the same form."""
+        known = {module.name for module in self.module_map}
+        return tuple(names for names in attention_products(self.lowered) if known.issuperset(names))
 
     def signature(self, module: CompressibleModule) -> str:
         """Describe a module's kernel for the latency model, apart from widths, form and rows.

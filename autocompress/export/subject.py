@@ -120,6 +120,7 @@ def layout_of(builder: Builder) -> Layout:
         {module.name: builder.signature(module) for module in builder.module_map},
         builder.edges,
         builder.multiples,
+        builder.joined,
     )
 
 

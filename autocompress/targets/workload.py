@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -48,7 +48,8 @@ class Work(NamedTuple):
     """Hold the work of one model.
 
     Attributes:
-        kernels: by module; removed modules are missing.
+        kernels: by module; removed modules are missing. A kernel that computes several modules is
+            under the first of them, and the others are missing.
         surroundings: amount of each feature of the operators around the modules.
     """
 
@@ -70,6 +71,7 @@ class Layout:
         edges: (producer, consumer) of data that flows from module to module through other
             operators; the producer of a graph input is "".
         multiples: multiple of channels that kernels run fastest on, by kind of module.
+        joined: modules that one kernel computes where all are packed in the same form.
     """
 
     module_map: ModuleMap
@@ -80,6 +82,7 @@ class Layout:
     signatures: Mapping[str, str]
     edges: tuple[tuple[str, str], ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
+    joined: tuple[tuple[str, ...], ...] = ()
     _forms: dict[tuple[str, ModuleConfig], str] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -88,7 +91,14 @@ class Layout:
     def digest(self) -> str:
         """Return a hash of the model's structure: names, kernels, sizes and channel groups."""
         content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
-        return hashlib.sha256(repr(content).encode()).hexdigest()
+        parts = (content, self.joined) if self.joined else content
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    @property
+    def kernel_signatures(self) -> frozenset[str]:
+        """Return the signatures of all kernels, with those that compute several modules."""
+        joined = (joined_signature([self.signatures[n] for n in names]) for names in self.joined)
+        return frozenset(self.signatures.values()) | frozenset(joined)
 
     @cached_property
     def conv_edges(self) -> tuple[tuple[str, str], ...]:
@@ -187,6 +197,25 @@ class Layout:
             amount,
         )
 
+    def joined_kernel(self, kernels: Sequence[Kernel]) -> Kernel | None:
+        """Return the kernel that computes several modules at once.
+
+        Args:
+            kernels: of modules that are `joined`.
+
+        Returns:
+            One with the outputs of all; None if they are not packed in the same form.
+        """
+        first = kernels[0]
+        forms = {(kernel.form, kernel.rows, kernel.kept_in) for kernel in kernels}
+        if len(forms) > 1 or not is_joinable(first.form):
+            return None
+        return first._replace(
+            signature=joined_signature([kernel.signature for kernel in kernels]),
+            kept_out=sum(kernel.kept_out for kernel in kernels),
+            amount=sum(kernel.amount for kernel in kernels),
+        )
+
     def around(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
         """Return the features that a module adds to the surroundings, whatever its neighbours are.
 
@@ -240,6 +269,24 @@ def arithmetic(kernel: Kernel) -> str:
     return next((name for name in ("int8", "nbits") if kernel.form.startswith(name)), "float")
 
 
+def is_joinable(form: str) -> bool:
+    """Return True if modules of a form may share one kernel: packed and not factorised.
+
+    Args:
+        form: as `Kernel.form`.
+    """
+    return form.startswith("nbits") and form.count("-") == 1
+
+
+def joined_signature(signatures: Sequence[str]) -> str:
+    """Return the signature of a kernel that computes several modules.
+
+    Args:
+        signatures: of the modules.
+    """
+    return " and ".join(signatures)
+
+
 def workload(layout: Layout, candidate: Candidate) -> Work:
     """Return the work of a candidate.
 
@@ -264,10 +311,18 @@ def workload(layout: Layout, candidate: Candidate) -> Work:
         kernel = kernels[module.name] = layout.kernel(
             module, candidate.config(module.name), kept_out, kept_in
         )
-        _add(around, layout.around(module, kernel))
         if arithmetic(kernel) == "int8":
             for tensor in layout.linear_inputs.get(module.name, ()):
                 rounded[tensor] = float(kernel.rows * kept_in)
+    for names in layout.joined:
+        parts = [kernels[name] for name in names if name in kernels]
+        whole = layout.joined_kernel(parts) if len(parts) == len(names) else None
+        if whole is not None:
+            kernels[names[0]] = whole
+            for name in names[1:]:
+                del kernels[name]
+    for name, kernel in kernels.items():
+        _add(around, layout.around(layout.module_map[name], kernel))
     _add(around, rounding(len(rounded), sum(rounded.values())))
     for producer, consumer in layout.conv_edges:
         source, sink = kernels.get(producer), kernels.get(consumer)
@@ -302,7 +357,9 @@ def passing(from_integer: bool, to_integer: bool, elements: float) -> dict[str, 
         to_integer: True if the consumer reads them.
         elements: number of values that the producer writes; 0 for an input of the graph.
     """
-    ends = " to ".join("integers" if integer else "floats" for integer in (from_integer, to_integer))
+    ends = " to ".join(
+        "integers" if integer else "floats" for integer in (from_integer, to_integer)
+    )
     return {f"from {ends}": 1.0, f"elements from {ends}": elements}
 
 

@@ -1,7 +1,7 @@
 """Take the pictures of the report that the documentation shows, as PNG files beside this script.
 
-`PYTHONPATH=tests python docs/figures/screenshots.py reports/example/report.html`. It needs Chromium,
-and Pillow to store few colours.
+`PYTHONPATH=tests python docs/figures/screenshots.py reports/example/report.html`. It needs
+Chromium, and Pillow to store few colours.
 """
 
 from __future__ import annotations

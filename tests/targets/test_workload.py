@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from small_layout import MAP, MODULES, layout
+from small_layout import MAP, MODULES, layout, module
 
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.integer_form import IntegerForm
-from autocompress.targets.workload import Kernel, arithmetic, workload
+from autocompress.targets.workload import Kernel, Layout, arithmetic, workload
 
 INT8 = ModuleConfig(8, 8)
 CONV, A, B, TABLE = MODULES
@@ -148,3 +148,53 @@ def test_integer_forms_are_named_by_module() -> None:
     form = lambda m: IntegerForm.REDUCED if m.kind == "conv" else IntegerForm.UNSIGNED  # noqa: E731
     found = layout(integer_form=form).integer_forms
     assert found == {"conv": "reduced", "a": "unsigned", "b": "unsigned", "table": "unsigned"}
+
+
+QKV = tuple(module(name, "linear", rows, 8) for name, rows in (("q", 16), ("k", 8), ("v", 8)))
+FOUR = ModuleConfig(4, group_size=32)
+
+
+def packing(**changes: object) -> Layout:
+    return layout(
+        module_map=replace(MAP, modules=QKV),
+        signatures={one.name: f"linear {one.weight_shape[0]}x8" for one in QKV},
+        packed=lambda module, config: config.weight_bits < 16,
+        edges=(),
+        joined=(("q", "k", "v"),),
+        **changes,
+    )
+
+
+def test_modules_of_one_packed_form_are_one_kernel() -> None:
+    work = workload(packing(), Candidate.of(dict.fromkeys("qkv", FOUR)))
+    signature = "linear 16x8 and linear 8x8 and linear 8x8"
+    assert work.kernels == {"q": Kernel(signature, 4, "nbits4-32", 8, 32, 256.0)}
+    assert work.surroundings["after linear nbits"] == 1
+    assert work.surroundings["elements after linear nbits"] == 4 * 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(FOUR, weight_bits=8),
+        replace(FOUR, group_size=64),
+        replace(FOUR, symmetric=False),
+        ModuleConfig(),
+    ],
+)
+def test_modules_of_other_forms_are_kernels_of_their_own(other: ModuleConfig) -> None:
+    work = workload(packing(), Candidate.of({"q": FOUR, "k": FOUR, "v": other}))
+    assert set(work.kernels) == {"q", "k", "v"}
+
+
+@pytest.mark.parametrize("config", [ModuleConfig(), replace(FOUR, rank_ratio=0.5)])
+def test_only_whole_packed_weights_are_joined(config: ModuleConfig) -> None:
+    work = workload(packing(), Candidate.of(dict.fromkeys("qkv", config)))
+    assert set(work.kernels) == {"q", "k", "v"}
+
+
+def test_what_is_joined_is_part_of_the_structure() -> None:
+    assert packing().digest != replace(packing(), joined=()).digest
+    assert layout().digest == layout(joined=()).digest
+    own = {"linear 16x8", "linear 8x8"}
+    assert packing().kernel_signatures == {*own, "linear 16x8 and linear 8x8 and linear 8x8"}

@@ -71,7 +71,8 @@ class StoredTensor:
         values: (rows, ...) int8 for 2 to 8 bits (the file stores only `weight_bits` of each),
             float16 or bfloat16 for 16, float32 for 32.
         weight_bits: 2 to 8, 16 or 32.
-        scale: (rows, groups), (1, 1) per tensor, positive; None for float values.
+        scale: (rows, groups), (1, 1) per tensor; None for float values. Scales of symmetric groups
+            may be negative (see `bounds`), all others are positive.
         zero_point: (rows, groups) int8; None if symmetric.
         multiplier: (rows, groups) int8 for integer kernels, which see one scale per row. The scale
             of a group is multiplier times the row's scale (rows, 1), and (values - zero_point) *
@@ -87,6 +88,18 @@ class StoredTensor:
     multiplier: Tensor | None = None
     group_size: int = 0
     kept: Tensor | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Return the smallest and the largest integer of its values.
+
+        Symmetric groups take all integers of their width. There is one more below 0 than above, and
+        the sign of the scale gives it to the side with the largest weight.
+        """
+        all_of_them = self.zero_point is not None or (
+            self.group_size > 0 and self.multiplier is None
+        )
+        return quant_bounds(self.weight_bits, not all_of_them)
 
     def dequantized(self) -> Tensor:
         """Return the float32 weight that the stored tensors stand for."""
@@ -158,7 +171,7 @@ class Grid:
     """Describe the points (q - zero_point) * step that each element of a weight may take.
 
     Attributes:
-        step: (rows, ...) of the weight's shape.
+        step: (rows, ...) of the weight's shape, not 0.
         zero_point: (rows, ...) of the weight's shape, whole numbers as floats.
         quant_min: smallest q.
         quant_max: largest q.
@@ -233,12 +246,14 @@ def fit_scales(
     if not torch.isfinite(weight).all():
         raise ValueError("weight holds NaN or infinity")
     weight = weight.detach().float()
-    bounds = quant_bounds(weight_bits, symmetric)
+    by_rows = bool(largest) and group_size > 0
+    signed = symmetric and group_size > 0 and not by_rows
+    bounds = quant_bounds(weight_bits, symmetric and not signed)
     blocks = to_blocks(weight, group_size)
     scale, zero = block_scales(blocks.flatten(0, 1), bounds, symmetric, weight_range)
     scale, zero = scale.view(blocks.shape[:2]), zero.view(blocks.shape[:2])
     multiplier = None
-    if largest and group_size > 0:
+    if by_rows:
         span = bounds[1] if symmetric else bounds[1] - bounds[0]
         scale, multiplier = _integer_multiples(scale, largest // span)
     elif group_size > 0:
@@ -254,13 +269,14 @@ def half_scales(scale: Tensor) -> Tensor:
     It saves half a bit per weight in groups of 32.
 
     Args:
-        scale: (rows, groups), positive.
+        scale: (rows, groups), none of them 0.
 
     Returns:
-        (rows, groups) float32, positive.
+        (rows, groups) float32, none of them 0.
     """
-    top = scale.max()
-    return (scale / top).half().clamp_min(6e-8).float() * top
+    top = scale.abs().max()
+    shares = (scale.abs() / top).half().clamp_min(6e-8).float()
+    return torch.where(scale < 0, -shares, shares) * top
 
 
 def _integer_multiples(scale: Tensor, largest: int) -> tuple[Tensor, Tensor]:
@@ -285,11 +301,10 @@ def grid_of(stored: StoredTensor, shape: torch.Size) -> Grid:
     if stored.zero_point is not None:
         zero = stored.zero_point.float().unsqueeze(-1)
     size = to_blocks(torch.empty(shape, device="meta"), stored.group_size).shape
-    bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
     return Grid(
         from_blocks(steps.expand(size), shape),
         from_blocks(zero.expand(size), shape),
-        *bounds,
+        *stored.bounds,
         kept=stored.kept,
     )
 

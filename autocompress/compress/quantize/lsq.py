@@ -68,7 +68,7 @@ def learned_step(
 
     Args:
         x: any shape.
-        step: s, positive; broadcasts to x.
+        step: s, not 0; broadcasts to x.
         zero_point: z, whole numbers as floats; broadcasts to x.
         quant_min: smallest integer.
         quant_max: largest integer.

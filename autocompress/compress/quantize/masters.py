@@ -16,13 +16,12 @@ from autocompress.compress.quantize.affine import (
     from_blocks,
     grid_of,
     half_scales,
-    quant_bounds,
     to_blocks,
     to_half,
 )
 from autocompress.compress.quantize.lsq import learned_step
 
-LEAST_FACTOR = 1e-3  # a learned step stays positive
+LEAST_FACTOR = 1e-3  # a learned step keeps its sign
 
 
 def starting_point(weight: Tensor, stored: StoredTensor) -> Tensor:
@@ -49,7 +48,7 @@ def _inside_cell(weight: Tensor, stored: StoredTensor) -> Tensor:
         return weight.clone()
     grid = grid_of(stored, weight.shape)
     point = grid.point(stored.values.float()).to(weight.device)
-    reach = 0.49 * grid.step.to(weight.device)
+    reach = 0.49 * grid.step.abs().to(weight.device)
     return torch.maximum(torch.minimum(weight, point + reach), point - reach)
 
 
@@ -70,9 +69,8 @@ def quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
     zero = torch.zeros_like(scale)
     if stored.zero_point is not None:
         zero = stored.zero_point.to(master.device).float().unsqueeze(-1)
-    bounds = quant_bounds(stored.weight_bits, stored.zero_point is None)
     blocks = to_blocks(master, stored.group_size)
-    return from_blocks(learned_step(blocks, scale, zero, *bounds), master.shape)
+    return from_blocks(learned_step(blocks, scale, zero, *stored.bounds), master.shape)
 
 
 def stored_again(master: Tensor, steps: Tensor, stored: StoredTensor) -> StoredTensor:

@@ -28,6 +28,8 @@ def block_scales(
     """Return the scale and zero point of each block.
 
     The range of min and max, widened to hold 0, is clipped by the ratio that `method` chooses.
+    Where symmetric bounds hold one more integer below 0, the scale of a block whose largest value
+    is positive is negative (as in the Q4_0 of ggml): the value then takes that integer.
 
     Args:
         blocks: (n, size), finite.
@@ -36,7 +38,8 @@ def block_scales(
         method: "min_max", "percentile", "entropy", "golden_section" or "squared_error".
 
     Returns:
-        (n,) scale, 1 for an all-zero block; (n,) zero point, whole numbers as floats.
+        (n,) scale, 1 for an all-zero block; (n,) zero point, whole numbers as floats. Scales are
+        positive but for symmetric blocks with one more integer below 0.
 
     Raises:
         ValueError: if the method is unknown.
@@ -51,12 +54,16 @@ def _chunk_scales(
     blocks: Tensor, bounds: tuple[int, int], symmetric: bool, method: str
 ) -> tuple[Tensor, Tensor]:
     low, high = blocks.amin(1).clamp_max(0), blocks.amax(1).clamp_min(0)
+    sign = torch.ones_like(high)
     if symmetric:
+        if -bounds[0] > bounds[1]:
+            sign[high > -low] = -1
         high = torch.maximum(-low, high)
         low = -high
 
     def affine(ratio: Tensor) -> tuple[Tensor, Tensor]:
-        return affine_of(low * ratio, high * ratio, bounds, symmetric)
+        scale, zero = affine_of(low * ratio, high * ratio, bounds, symmetric)
+        return scale * sign, zero
 
     def error(ratio: Tensor) -> Tensor:
         scale, zero = affine(ratio)

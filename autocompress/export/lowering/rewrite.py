@@ -17,6 +17,7 @@ from autocompress.compress.assemble.variant import Variant
 from autocompress.compress.prune.masks import Mask, Masks
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.float_graph.subgraphs import needed_parts
+from autocompress.export.genai.attention import join_attention
 from autocompress.export.lowering.convolution import convolution, static_linear
 from autocompress.export.lowering.float_products import hold_apart
 from autocompress.export.lowering.graph import FUNCTIONS, GraphBuilder
@@ -116,6 +117,7 @@ def rewrite(
         elif output not in plan.dropped:
             graph.nodes.append(node)
     hold_apart(graph)
+    join_attention(graph)
     return _assembled(graph), graph.owners
 
 

@@ -115,7 +115,7 @@ def group_scale(
     scale = np.asarray(_numpy(stored, "scale"), np.float32)
     if stored.group_size <= 0:
         return graph.constant(f"{name}s", scale.reshape(shape))
-    top = np.float32(scale.max())
+    top = np.float32(np.abs(scale).max())
     shares = graph.constant(f"{name}h", (scale / top).astype(np.float16).reshape(shape))
     wide = graph.add("Cast", [shares], f"{name}he", to=TensorProto.FLOAT)
     return graph.add("Mul", [wide, graph.constant(f"{name}top", top.reshape(()))], f"{name}s")

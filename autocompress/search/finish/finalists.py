@@ -160,8 +160,8 @@ def choose_hopefuls(
     values = [finalist.values for finalist in finalists]
     best: list[Finalist] = []
     while hopefuls and len(best) < count:
-        volumes = [_volume([*values, hopeful.hoped_values], goal) for hopeful in hopefuls]
-        if max(volumes) <= _volume(values, goal) + WORTH:
+        volumes = [volume([*values, hopeful.hoped_values], goal) for hopeful in hopefuls]
+        if max(volumes) <= volume(values, goal) + WORTH:
             break
         best.append(hopefuls.pop(int(np.argmax(volumes))))
         values.append(best[-1].hoped_values)
@@ -189,7 +189,13 @@ def hopes_of(study: optuna.Study, goal: Goal, steps: int) -> Mapping[int, float]
     return {**hopes, **longer}
 
 
-def _volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
+def volume(values: Sequence[Sequence[float]], goal: Goal) -> float:
+    """Return the hypervolume of trials.
+
+    Args:
+        values: of each, as `Finalist.values`.
+        goal: has the reference point.
+    """
     return hypervolume(goal.losses(values), goal.reference_point)
 
 

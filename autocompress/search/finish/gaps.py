@@ -15,7 +15,12 @@ import optuna
 
 from autocompress.errors import NotComputableError
 from autocompress.results.files import TABLE_FILE
-from autocompress.search.finish.finalists import Finalist, choose_finalists, with_best_weights
+from autocompress.search.finish.finalists import (
+    Finalist,
+    choose_finalists,
+    volume,
+    with_best_weights,
+)
 from autocompress.search.finish.first_files import point_words
 from autocompress.search.finish.front import origin_of
 from autocompress.search.finish.front_files import FrontFiles
@@ -123,9 +128,21 @@ class GapFiles:
         return self._without_file(finalists)
 
     def _without_file(self, finalists: Sequence[Finalist]) -> Finalist | None:
-        """Return the first finalist that was not run yet."""
+        """Return the finalist that was not run yet and adds most to those that were.
+
+        The first one is the best of equals.
+        """
+        made: list[Finalist] = []
+        missing: list[Finalist] = []
         for finalist in finalists:
             best = with_best_weights(finalist, self.goal, self.folder)
-            if finalist.number not in self._left_out and not self.files.has(best):
-                return best
-        return None
+            if self.files.has(best):
+                made.append(best)
+            elif finalist.number not in self._left_out:
+                missing.append(best)
+        values = [finalist.values for finalist in made]
+
+        def gain(finalist: Finalist) -> float:
+            return volume([*values, finalist.values], self.goal)
+
+        return max(missing, key=gain, default=None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from autocompress.candidate import ModuleConfig
 from autocompress.search.propose.tables.between import Between
 from autocompress.search.propose.tables.column import Column, group_column, module_column
+from autocompress.search.propose.tables.joined_products import JoinedProducts, joined_products
 from autocompress.search.propose.tables.module_table import (
     PARTS,
     ModuleTable,
@@ -54,6 +55,7 @@ class Allocator:
         group_loss: by root of a channel group, (configs,) divergence of each choice.
         towers: by module, the tower that it belongs to.
         between: latency that belongs to no module alone.
+        joined: modules that save latency where all have the same config.
     """
 
     space: BoundSpace
@@ -62,6 +64,7 @@ class Allocator:
     group_loss: Mapping[str, Array]
     towers: Mapping[str, str]
     between: Between = field(default_factory=Between)
+    joined: tuple[JoinedProducts, ...] = ()
 
     @classmethod
     def of(
@@ -98,7 +101,8 @@ class Allocator:
         configs = {name: module_table.configs for name, module_table in tables.items()}
         widths = kept_channels(layout, group_configs)
         between = Between.of(configs, widths, layout, table, float_ms)
-        return cls(space, tables, group_configs, group_loss, towers, between)
+        joined = joined_products(tables, layout, table, float_ms)
+        return cls(space, tables, group_configs, group_loss, towers, between, joined)
 
     @property
     def width(self) -> int:
@@ -224,6 +228,7 @@ class Allocator:
         of_size, of_latency = prices[:, :1], prices[:, 1:]
         state = self.between.state(chosen, self._ends) if mixes else None
         mixed = []
+        together: dict[int, Array] = {}  # totals of the modules that are joined
         for i, (table, (out, into)) in enumerate(
             zip(self.modules.values(), self._ends, strict=True)
         ):
@@ -234,11 +239,15 @@ class Allocator:
                 sides = self.between.integer[i].astype(np.intp)
                 loss = loss + of_latency * self.between.of_module(state, i)[sides].T
             mixed.append(loss)
-            chosen[i] = (
-                loss + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
-            ).argmin(1)
+            total = loss + of_size * size.take(row, 0) + of_latency * latency.take(row, 0)
+            chosen[i] = total.argmin(1)
+            if i in self._joined_columns:
+                together[i] = total
             if state is not None:
                 state.integer[i] = self.between.integer[i][chosen[i]]
+        for products in self.joined:
+            totals = [together[i] for i in products.columns]
+            chosen[list(products.columns)] = products.chosen(totals, prices[:, 1])
         return mixed
 
     def costs(self, choices: Choices) -> Array:
@@ -257,6 +266,8 @@ class Allocator:
             out, into = (whole if column < 0 else choices[:, column] for column in ends)
             total += table.costs[out, into, :, choices[:, i]]
         total[:, 1] += self.between.beyond(choices.T, self._ends)
+        for products in self.joined:
+            total[:, 1] -= products.saved_by(choices)
         return total
 
     def losses(self, choices: Choices) -> Array:
@@ -352,6 +363,10 @@ class Allocator:
             high = grid[int(np.argmax(values <= values[-1] + 0.1 * span))]
             ranges.append((low, max(high, 10 * low)))
         return np.array(ranges)
+
+    @cached_property
+    def _joined_columns(self) -> frozenset[int]:
+        return frozenset(column for products in self.joined for column in products.columns)
 
     @cached_property
     def _ends(self) -> list[tuple[int, int]]:

@@ -17,7 +17,13 @@ import numpy as np
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.targets.device.tuning import Source
 from autocompress.targets.latency_model.run import Place
-from autocompress.targets.workload import Layout, Work, workload
+from autocompress.targets.workload import (
+    Layout,
+    Work,
+    is_joinable,
+    joined_signature,
+    workload,
+)
 
 POOL = 160  # random candidates to choose from
 SHORT_POOL = 40  # of them where time is limited
@@ -294,6 +300,12 @@ def unshown_forms(
         for form in forms:
             if (subject.layout.signatures[name], form) not in shown:
                 missing[subject.layout.signatures[name], form] = None
+    for names in subject.layout.joined:
+        signature = joined_signature([subject.layout.signatures[name] for name in names])
+        common = set.intersection(*(set(subject.forms[name]) for name in names))
+        for form in filter(is_joinable, subject.forms[names[0]]):
+            if form in common and (signature, form) not in shown:
+                missing[signature, form] = None
     return tuple(missing)
 
 

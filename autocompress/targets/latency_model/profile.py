@@ -117,7 +117,7 @@ def _measured(
         return table_of(subject, target, plan, carry_out(job, target, report))
     job = job_of(subject, target, Plan((), ()), seed, limit_s)
     settings, tuning = tune_settings(job, report)
-    signatures = set() if is_anew else set(subject.layout.signatures.values())
+    signatures = frozenset() if is_anew else subject.layout.kernel_signatures
     known = known_kernels(settings, signatures)
     plan = Plan.of(subject, seed, known, POOL if limit_s is None else SHORT_POOL)
     left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - begun))

@@ -71,29 +71,31 @@ def test_where_zeros_were_chosen_the_start_is_what_the_kept_became() -> None:
     assert torch.equal(starting_point(WEIGHT, half), half.dequantized())
 
 
-def test_other_steps_scale_the_weight_and_stay_positive() -> None:
+def test_other_steps_scale_the_weight_and_keep_their_signs() -> None:
     stored = stored_of(group_size=4)
     point = stored.dequantized()
     assert stored.scale is not None
     doubled = quantised(point * 2, 2 * ones(stored), stored)
     torch.testing.assert_close(doubled, point * 2)
     negative = quantised(point, -ones(stored), stored)
-    torch.testing.assert_close(negative.abs().amax(), LEAST_FACTOR * 7 * stored.scale.amax())
+    largest = LEAST_FACTOR * 8 * stored.scale.abs().amax()
+    torch.testing.assert_close(negative.abs().amax(), largest)
 
 
 def test_gradients_reach_weights_and_steps() -> None:
     stored = stored_of(group_size=4)
-    master = starting_point(WEIGHT, stored).requires_grad_()
+    master = (1.2 * starting_point(WEIGHT, stored)).requires_grad_()
     steps = ones(stored).requires_grad_()
     quantised(master, steps, stored).sum().backward()
     grid = grid_of(stored, WEIGHT.shape)
+    assert bool((grid.step > 0).any() and (grid.step < 0).any())
     exact = master.detach() / grid.step
-    inside = exact.abs() <= 7
-    assert bool(inside.any())
-    assert not bool(inside.all()), "half precision made some scales smaller than their groups"
+    inside = (exact >= -8) & (exact <= 7)
+    assert bool(inside.any() and not inside.all())
     assert master.grad is not None
     assert torch.equal(master.grad, inside.float())
-    each = torch.where(inside, stored.values - exact, stored.values.float())
+    integers = exact.round().clamp(-8, 7)
+    each = torch.where(inside, integers - exact, integers)
     assert steps.grad is not None
     expected = (each * grid.step).view(3, 2, 4).sum(-1)
     torch.testing.assert_close(steps.grad, expected, rtol=1e-4, atol=1e-5)

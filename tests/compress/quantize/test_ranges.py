@@ -50,6 +50,8 @@ def test_all_zero_blocks_and_single_elements(method: str) -> None:
     assert zero.tolist() == [0, 0]
     scale, _ = block_scales(torch.tensor([[3.0]]), (-7, 7), True, method)
     assert float(scale) > 0
+    scale, _ = block_scales(torch.tensor([[3.0], [-3.0], [0.0]]), (-8, 7), True, method)
+    assert torch.sign(scale).tolist() == [-1, 1, 1], "-8 stands for the larger side"
 
 
 def test_min_max_covers_and_percentile_cuts_the_outlier() -> None:

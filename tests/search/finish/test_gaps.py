@@ -11,9 +11,11 @@ import pytest
 
 from autocompress import Candidate, FrontPoint, Measurement
 from autocompress.errors import NotComputableError
+from autocompress.results.limits import Limits
 from autocompress.search.finish import gaps
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.gaps import SHARE, GapFiles
+from autocompress.search.problem.goal import Goal
 
 BASE = Measurement(1000, 4.0, 0.9)
 PROBLEM = SimpleNamespace(baseline=BASE, builder=SimpleNamespace(file_name="model.onnx"))
@@ -54,7 +56,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     def make(deadline: float | None = None) -> GapFiles:
         progress = SimpleNamespace(line=lines.append)
-        parts = (None, None, tmp_path, Files(), None, deadline, progress)
+        parts = (None, Goal(BASE, Limits()), tmp_path, Files(), None, deadline, progress)
         return GapFiles(*parts, time.monotonic() - 100)
 
     make.lines = lines
@@ -69,6 +71,17 @@ def test_the_best_without_a_file_is_made_one_at_a_time(made) -> None:
         made.lines
         == ["models/x/model.onnx: 2.0x smaller, 2.00x as fast, accuracy 0.8900 (float 0.9000)"] * 2
     )
+
+
+def test_the_file_that_adds_most_to_those_that_were_run_comes_first(made, monkeypatch) -> None:
+    """The second one is hardly better than one with a file; the others are much smaller."""
+    sizes = {1: (500, 2.0, 0.9), 2: (499, 2.0, 0.9), 3: (250, 1.0, 0.83), 4: (200, 0.9, 0.86)}
+    finalists = [Finalist(n, Candidate(), *v[:2], v[2:]) for n, v in sizes.items()]
+    monkeypatch.setattr(gaps, "choose_finalists", lambda *_, or_nearest: finalists)
+    files = made()
+    files.files.made.append(1)
+    assert [files.make_one(PROBLEM, 1.0) for _ in range(4)] == [True, True, True, False]
+    assert files.files.made == [1, 4, 2, 3]
 
 
 def test_files_take_a_share_of_the_time_only(made) -> None:

@@ -12,6 +12,7 @@ import pytest
 from autocompress.candidate import ModuleConfig
 from autocompress.model.channel_group import ChannelGroup, Member, all_of
 from autocompress.search.propose.allocation import Allocator
+from autocompress.search.propose.tables.joined_products import JoinedProducts
 from autocompress.search.propose.tables.module_table import ModuleTable
 from autocompress.space.recovery import RecoverySpace
 from autocompress.space.search_space import BoundSpace, Knob
@@ -21,7 +22,12 @@ RATIOS = (0.0, 0.5)
 CONFIGS = tuple(ModuleConfig(weight_bits=bits) for bits in BITS)
 PRUNED = (ModuleConfig(), ModuleConfig(pruning_ratio=0.5, importance="l2"))
 # Of a layout without data between its modules.
-ALONE = {"conv_edges": (), "readers": {}, "computes_integers": lambda module, config: False}
+ALONE = {
+    "conv_edges": (),
+    "readers": {},
+    "computes_integers": lambda module, config: False,
+    "joined": (),
+}
 
 
 def space() -> BoundSpace:
@@ -277,3 +283,27 @@ def test_groups_are_chosen_for_the_configs_of_their_modules(seed: int) -> None:
         other = [*chosen[:2], 1 - chosen[2]]
         own, flipped = (total[(row == EVERY).all(1)][0] for row in (chosen, other))
         assert own <= flipped + 1e-12
+
+
+def test_joined_modules_take_one_config_where_it_saves_more_than_it_loses() -> None:
+    """Modules without groups: every allocation is compared."""
+    names = ("a", "b", "c")
+    knobs = tuple(Knob(name, "weight_bits", BITS) for name in names)
+    bound = BoundSpace(knobs, {}, dict.fromkeys(names, "linear"), ("linear",), RecoverySpace(), {})
+    every = np.array(list(product(range(3), repeat=3)), dtype=np.intp)
+    prices = np.exp(np.random.default_rng(5).uniform(-4, 1, (100, 2)))
+    changed = 0
+    for seed in range(4):
+        tables = {name: table(9 * seed + i, None, None) for i, name in enumerate(names)}
+        apart = Allocator(bound, tables, {}, {}, {})
+        joined = (JoinedProducts((0, 2), np.array([0.0, 0.2, 0.3])),)
+        found = replace(apart, joined=joined)
+        for row, own, before in zip(every, found.costs(every), apart.costs(every), strict=True):
+            saved = joined[0].saved[row[0]] if row[0] == row[2] else 0.0
+            np.testing.assert_allclose(own, before - [0.0, saved])
+        chosen = found.allocate(prices)
+        totals = found.losses(every).sum(1)[:, None] + found.costs(every) @ prices.T
+        own = found.losses(chosen).sum(1) + (found.costs(chosen) * prices).sum(1)
+        np.testing.assert_allclose(own, totals.min(0), err_msg="it is the cheapest of all")
+        changed += int((chosen != apart.allocate(prices)).any(1).sum())
+    assert changed > 0

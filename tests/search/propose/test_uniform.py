@@ -137,11 +137,11 @@ def test_they_are_the_first_trials_as_far_as_the_study_lacks_them() -> None:
     assert len(study.trials) == 2
 
 
-def test_with_a_timeout_only_those_with_files_are_tried_and_two_in_any_case() -> None:
+def test_with_a_timeout_only_those_with_files_are_tried_and_three_in_any_case() -> None:
     points = [{"x": i} for i in range(4)]
     study = optuna.create_study()
     assert points_in_time(study, points, None) == points
-    for files, count in ((set(), 2), ({0}, 2), ({0, 2}, 3), ({0, 1, 2, 3}, 4)):
+    for files, count in ((set(), 3), ({0}, 3), ({0, 2}, 3), ({0, 1, 2, 3}, 4)):
         assert points_in_time(study, points, files) == points[:count]
     enqueue(study, points[:2])
     assert enqueued(study) == 2
