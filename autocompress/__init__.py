@@ -157,6 +157,7 @@ def search(
     *,
     max_size: str | float | None = None,
     max_latency: str | float | None = None,
+    max_memory: str | float | None = None,
     max_accuracy_drop: str | float | None = None,
     min_metric: Mapping[str, str | float] | None = None,
     objectives: Sequence[str] = (),
@@ -190,6 +191,8 @@ def search(
         out: run folder.
         max_size: limit in bytes, "2MB", or "25%" of the float file; it overrides the space's.
         max_latency: limit, "3ms", or "0.5x" of the float file's latency.
+        max_memory: limit of the activations that are alive at once, in bytes, "256KB", or "50%" of
+            the float file's.
         max_accuracy_drop: limit, 0.005 or "1%".
         min_metric: lower limits of the task's extra metrics: {"f1": 0.9} or {"f1": "99%"}.
         objectives: extra metrics of the task to maximise beside accuracy; () takes the
@@ -234,6 +237,7 @@ def search(
             limits={
                 "max_size": max_size,
                 "max_latency": max_latency,
+                "max_memory": max_memory,
                 "max_accuracy_drop": max_accuracy_drop,
                 "min_metric": min_metric,
             },

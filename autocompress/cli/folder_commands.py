@@ -52,9 +52,8 @@ def export_command(arguments: argparse.Namespace) -> int:
     """
     front = read_front(Path(arguments.folder))
     base = front.baseline
-    limits = parse_limits(
-        limits_of(arguments), base.size_bytes, base.latency_ms, base.accuracy, base.metrics
-    )
+    parts = (base.size_bytes, base.latency_ms, base.accuracy, base.metrics, base.activation_bytes)
+    limits = parse_limits(limits_of(arguments), *parts)
     pick = front.pick(arguments.pick, **limits.pick_limits())
     lines = write_point(
         Path(arguments.folder), pick.point, base, Path(arguments.to), arguments.split_towers

@@ -15,7 +15,7 @@ from autocompress.targets.target import target_names
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the limits of size, latency, accuracy and metrics.
+    """Add the limits of size, latency, memory, accuracy and metrics.
 
     Args:
         parser: of a command.
@@ -31,6 +31,12 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         type=limit("max_latency"),
         metavar="3ms|0.5x",
         help="largest latency, absolute or relative to the float file",
+    )
+    parser.add_argument(
+        "--max-memory",
+        type=limit("max_memory"),
+        metavar="256KB|50%",
+        help="largest memory of activations, absolute or relative to the float file",
     )
     parser.add_argument(
         "--max-accuracy-drop",

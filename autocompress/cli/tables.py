@@ -27,6 +27,7 @@ SHORT = {
     "recommended as": "pick",
     "size (KB)": "KB",
     "in memory (KB)": "KB in memory",
+    "activations (KB)": "KB of activations",
     "latency (ms)": "ms",
     "accuracy (validation)": "validation",
     "accuracy (test)": "test",
@@ -41,6 +42,7 @@ STYLES = {
     "faster": "{:.2f}x",
     "size (KB)": "{:.1f}",
     "in memory (KB)": "{:.1f}",
+    "activations (KB)": "{:.1f}",
     "latency (ms)": "{:.3f}",
     "deployed - simulated": "{:.4f}",
 }
@@ -49,7 +51,7 @@ KEPT = (
     *("point", "recommended as", "size (KB)", "latency (ms)"),
     *("accuracy (validation)", "accuracy (test)"),
 )
-LEFT_OUT_LAST = ("in memory (KB)", "deployed - simulated", "faster", "smaller")
+LEFT_OUT_LAST = ("in memory (KB)", "activations (KB)", "deployed - simulated", "faster", "smaller")
 
 
 def notes(result: SearchResult) -> list[str]:
@@ -124,7 +126,8 @@ def print_front(front: ParetoFront, limits: Mapping[str, Any] | None = None) -> 
     for column in (*others, *LEFT_OUT_LAST):
         if not console.is_terminal or least <= console.width:
             break
-        del cells[column]
+        if cells.pop(column, None) is None:
+            continue
         left_out.append(SHORT.get(column, column))
         table, least = _front_table(cells)
     console.print(table)

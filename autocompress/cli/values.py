@@ -148,7 +148,7 @@ def limit(name: str) -> Callable[[str], str]:
     """Return a function that checks the text of a limit and returns it.
 
     Args:
-        name: max_size, max_latency or max_accuracy_drop.
+        name: max_size, max_latency, max_memory or max_accuracy_drop.
     """
 
     def checked(text: str) -> str:
@@ -236,6 +236,7 @@ def limits_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_size": arguments.max_size,
         "max_latency": arguments.max_latency,
+        "max_memory": arguments.max_memory,
         "max_accuracy_drop": arguments.max_accuracy_drop,
         "min_metric": dict(arguments.min_metric) or None,
     }

@@ -158,6 +158,9 @@ def table_lines(
     if baseline.memory_bytes is not None and m.memory_bytes is not None:
         row = f"| in memory (bytes) | {baseline.memory_bytes} | {m.memory_bytes} | |"
         lines.insert(3, row)
+    if baseline.activation_bytes is not None and m.activation_bytes is not None:
+        row = f"| activations (bytes) | {baseline.activation_bytes} | {m.activation_bytes} | |"
+        lines.insert(4 if "in memory" in lines[3] else 3, row)
     for name, value in m.metrics.items():
         if name in baseline.metrics:
             before, words = baseline.metrics[name], name.replace("_", " ")

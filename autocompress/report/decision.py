@@ -93,6 +93,7 @@ def use_limits(run: Mapping[str, Any], front: ParetoFront) -> dict[str, Any]:
     return {
         "max_size_bytes": limits.get("max_size_bytes"),
         "max_latency_ms": limits.get("max_latency_ms"),
+        "max_memory_bytes": limits.get("max_memory_bytes"),
         "max_accuracy_drop": drop,
         "floors": floors,
     }
@@ -182,7 +183,8 @@ def _why(
         return f"{pick.shortfall[0].upper()}{pick.shortfall[1:]}."
     within = front.within(**limits)
     most = metric.most(limits["max_accuracy_drop"], len(within) == 1)
-    others = any(limits.get(name) for name in ("max_size_bytes", "max_latency_ms", "floors"))
+    names = ("max_size_bytes", "max_latency_ms", "max_memory_bytes", "floors")
+    others = any(limits.get(name) for name in names)
     meet = " and meet" + ("" if len(within) > 1 else "s") + " the other limits" if others else ""
     rule = most + meet
     if len(within) == 1:
@@ -227,6 +229,8 @@ def _with_commands(stop: Stop, limits: Mapping[str, Any], folder: str) -> tuple[
         words.append(f"--max-size {math.floor(limits['max_size_bytes'])}B")
     if limits["max_latency_ms"]:
         words.append(f"--max-latency {limits['max_latency_ms']!r}ms")
+    if limits["max_memory_bytes"]:
+        words.append(f"--max-memory {math.floor(limits['max_memory_bytes'])}B")
     for name, least in limits["floors"].items():
         words.append(f"--min-metric {shlex.quote(f'{name}={least!r}')}")
     choices = []

@@ -15,7 +15,15 @@ from autocompress.results.files import model_path
 from autocompress.results.measurement import Measurement
 
 FIGURES = ("size_bytes", "latency_ms", "accuracy")
-FIRST = ("point", "recommended_as", "file", *FIGURES, "test_accuracy", "memory_bytes")
+FIRST = (
+    "point",
+    "recommended_as",
+    "file",
+    *FIGURES,
+    "test_accuracy",
+    "memory_bytes",
+    "activation_bytes",
+)
 LAST = (
     *("latency_source", *(f"predicted_{figure}" for figure in FIGURES), "deployed_gap"),
     "fragile_under",
@@ -54,6 +62,6 @@ def front_csv(info: RunInfo) -> str:
 
 def _numbers(measured: Measurement, metrics: Mapping[str, str]) -> dict[str, Any]:
     """Return the measured figures by column; `metrics` has the column of each metric."""
-    figures = (*FIGURES, "test_accuracy", "memory_bytes", "latency_source")
+    figures = (*FIGURES, "test_accuracy", "memory_bytes", "activation_bytes", "latency_source")
     row = {figure: getattr(measured, figure) for figure in figures}
     return row | {metrics[name]: value for name, value in measured.metrics.items()}

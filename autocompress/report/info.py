@@ -129,6 +129,8 @@ def before_after(front: ParetoFront, limits: Mapping[str, Any] | None = None) ->
         row["fragile under"] = ", ".join(name.replace("_", " ") for name in point.fragile)
         rows.append(row)
     table = pd.DataFrame(rows)
+    if table["activations (KB)"].isna().all():  # of an earlier version, or of large files
+        table = table.drop(columns="activations (KB)")
     return table if any(table["fragile under"]) else table.drop(columns="fragile under")
 
 
@@ -140,12 +142,13 @@ def _row(
     shown: Sequence[str],
 ) -> dict[str, Any]:
     """Return a row of `before_after`; `extra` has columns of metrics, `shown` disturbances."""
-    memory = measured.memory_bytes
+    memory, activations = measured.memory_bytes, measured.activation_bytes
     row: dict[str, Any] = {
         "point": name,
         "recommended as": "",
         "size (KB)": measured.size_bytes / 1e3,
         "in memory (KB)": None if memory is None else memory / 1e3,
+        "activations (KB)": None if activations is None else activations / 1e3,
         "smaller": baseline.size_bytes / measured.size_bytes,
         "latency (ms)": measured.latency_ms,
         "faster": baseline.latency_ms / measured.latency_ms,

@@ -18,9 +18,15 @@ FORMATS: Mapping[str, Callable[[float], str]] = {
     "faster": "{:.2f}x".format,
     "size (KB)": lambda value: bytes_words(1e3 * value),
     "in memory (KB)": lambda value: bytes_words(1e3 * value),
+    "activations (KB)": lambda value: bytes_words(1e3 * value),
     "latency (ms)": ms_words,
 }
-HEADERS = {"size (KB)": "size", "in memory (KB)": "in memory", "latency (ms)": "latency"}
+HEADERS = {
+    "size (KB)": "size",
+    "in memory (KB)": "in memory",
+    "activations (KB)": "activations",
+    "latency (ms)": "latency",
+}
 
 
 def html_table(

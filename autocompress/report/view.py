@@ -128,6 +128,10 @@ def _facts(m: Measurement, base: Measurement, metric: MetricWords) -> list[list[
         ratio = times_words(base.memory_bytes, m.memory_bytes, "smaller", "larger")
         words = [bytes_words(base.memory_bytes), bytes_words(m.memory_bytes), ratio]
         rows.append(["in memory", *words])
+    if base.activation_bytes and m.activation_bytes:
+        ratio = times_words(base.activation_bytes, m.activation_bytes, "smaller", "larger")
+        words = [bytes_words(base.activation_bytes), bytes_words(m.activation_bytes), ratio]
+        rows.append(["activations", *words])
     scores = [(metric.name, base.accuracy, m.accuracy)]
     if base.test_accuracy is not None and m.test_accuracy is not None:
         scores.append((f"{metric.name} (test)", base.test_accuracy, m.test_accuracy))

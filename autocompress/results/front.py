@@ -5,6 +5,7 @@ The end of a search writes front.json with these classes; reports and exports re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,8 @@ class ParetoFront:
 
         Args:
             what: "smallest", "fastest", "accurate" or "knee".
-            limits: max_size_bytes, max_latency_ms (ms), max_accuracy_drop (units of the metric) and
-                floors (metric name -> least value).
+            limits: max_size_bytes, max_latency_ms (ms), max_memory_bytes (of activations),
+                max_accuracy_drop (units of the metric) and floors (metric name -> least value).
 
         Returns:
             The best point within the limits; the point that misses them least if there is none.
@@ -213,7 +214,9 @@ class ParetoFront:
     def _violations(self, point: FrontPoint, limits: Limits) -> dict[str, float]:
         m = point.measured
         drop = self.baseline.accuracy - m.accuracy
-        return limits.violations(m.size_bytes, m.latency_ms, drop, m.metrics)
+        # A point of an earlier version misses any limit of its memory.
+        memory = math.inf if m.activation_bytes is None else m.activation_bytes
+        return limits.violations(m.size_bytes, m.latency_ms, drop, m.metrics, memory)
 
     def _misses(
         self, point: FrontPoint, limits: Limits, violations: Mapping[str, float]
@@ -229,6 +232,11 @@ class ParetoFront:
             elif name == "max_latency":
                 over = by * (limits.max_latency_ms or 0.0)
                 words.append(f"{m.latency_ms:.3f} ms, {over:.3f} ms above the limit")
+            elif name == "max_memory" and m.activation_bytes is None:
+                words.append("an unknown memory of activations")
+            elif name == "max_memory":
+                over = by * (limits.max_memory_bytes or 0.0)
+                words.append(f"{m.activation_bytes} B of activations, {over:.0f} B above the limit")
             elif name == "max_accuracy_drop":
                 drop = score_words(self.baseline.accuracy - m.accuracy)
                 words.append(f"accuracy drop {drop}, {score_words(by)} above the limit")

@@ -1,4 +1,6 @@
-"""Parse and check limits of size, latency and accuracy, absolute or relative to the float model.
+"""Parse and check limits of size, latency, memory and accuracy.
+
+Limits are absolute, or relative to the float model.
 
 The search judges trials by `Limits.violations`; `ParetoFront.pick` chooses points by `distance`.
 """
@@ -28,12 +30,14 @@ LATENCY_UNITS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
 TOLERANCE = 1e-9  # share of a limit of size or latency by which rounding may miss it
 # Share of a metric by which rounding may miss its limit: metrics are often means in float32.
 METRIC_TOLERANCE = 1e-6
+COSTS = ("max_size", "max_latency", "max_memory")  # limits whose violations are shares of them
 QUALITY = 10.0  # weight of a unit of accuracy against the whole of a limit of size
 
 NO_METRIC = "none; max_accuracy_drop limits the metric of the task itself"
 PICK_UNITS = {
     "max_size_bytes": "bytes, such as 2e6",
     "max_latency_ms": "milliseconds, such as 3.0",
+    "max_memory_bytes": "bytes, such as 256e3",
     "max_accuracy_drop": "a share of 1, such as 0.01",
 }
 
@@ -45,6 +49,7 @@ class Limits:
     Attributes:
         max_size_bytes: largest file in bytes; None does not limit.
         max_latency_ms: largest latency in ms; None does not limit.
+        max_memory_bytes: largest memory of activations in bytes; None does not limit.
         max_accuracy_drop: largest loss of accuracy in units of the metric; None does not limit.
         floors: least value of extra metrics by name.
         accuracy: of the float model; rounding of the metric is a share of it.
@@ -55,6 +60,7 @@ class Limits:
     max_accuracy_drop: float | None = None
     floors: Mapping[str, float] = field(default_factory=dict)
     accuracy: float = 1.0
+    max_memory_bytes: float | None = None
 
     @property
     def largest_drop(self) -> float | None:
@@ -78,6 +84,7 @@ class Limits:
         latency_ms: float,
         drop: float | None,
         metrics: Mapping[str, float] | None = None,
+        activation_bytes: float | None = None,
     ) -> dict[str, float]:
         """Return by how much each limit is missed.
 
@@ -86,16 +93,20 @@ class Limits:
             latency_ms: of one run.
             drop: accuracy lost against the float model; None is not judged.
             metrics: extra metrics by name; None is not judged.
+            activation_bytes: memory of activations; None is not judged.
 
         Returns:
-            Limit -> violation, at most 0 if the limit holds, within rounding. Size and latency are
-            shares of the limit, the others are in units of the metric.
+            Limit -> violation, at most 0 if the limit holds, within rounding. Size, latency and
+            memory are shares of the limit, the others are in units of the metric.
         """
         result = {}
         if self.max_size_bytes is not None:
             result["max_size"] = _missed(size_bytes / self.max_size_bytes - 1, TOLERANCE)
         if self.max_latency_ms is not None:
             result["max_latency"] = _missed(latency_ms / self.max_latency_ms - 1, TOLERANCE)
+        if self.max_memory_bytes is not None and activation_bytes is not None:
+            share = activation_bytes / self.max_memory_bytes
+            result["max_memory"] = _missed(share - 1, TOLERANCE)
         limit, largest = self.max_accuracy_drop, self.largest_drop
         if limit is not None and largest is not None and drop is not None:
             result["max_accuracy_drop"] = _missed(drop - limit, largest - limit)
@@ -113,6 +124,7 @@ class Limits:
         return {
             "max_size_bytes": self.max_size_bytes,
             "max_latency_ms": self.max_latency_ms,
+            "max_memory_bytes": self.max_memory_bytes,
             "max_accuracy_drop": self.max_accuracy_drop,
             **({"floors": dict(self.floors)} if self.floors else {}),
         }
@@ -142,7 +154,8 @@ def check_pick(limits: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         if value is not None and not isinstance(value, (int, float)):
             near = PICK_UNITS.get(name, "one such as 0.9")
             raise LimitError(f"front: {name} must be a number, got {shown(value)}; nearest: {near}")
-        if value is not None and name in ("max_size_bytes", "max_latency_ms") and not value > 0:
+        is_cost = name in PICK_UNITS and name != "max_accuracy_drop"
+        if value is not None and is_cost and not value > 0:
             raise LimitError(
                 f"front: {name} must be above 0, got {shown(value)}; nearest: {PICK_UNITS[name]}"
             )
@@ -154,16 +167,20 @@ def parse_limits(
     baseline_ms: float,
     accuracy: float = 1.0,
     metrics: Mapping[str, float] | None = None,
+    baseline_activations: float | None = 1.0,
 ) -> Limits:
     """Return the limits that a user gives, absolute or relative to the float model.
 
     Args:
-        limits: max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%"), max_accuracy_drop
-            (0.005, "1%") and min_metric (name of an extra metric -> 0.9 or "99%").
+        limits: max_size ("2MB", "25%"), max_latency ("3ms", "0.5x", "50%"), max_memory ("256KB",
+            "50%"), max_accuracy_drop (0.005, "1%") and min_metric (name of an extra metric -> 0.9
+            or "99%").
         baseline_bytes: size of the float model's file.
         baseline_ms: latency of the float model.
         accuracy: of the float model.
         metrics: extra metrics of the float model.
+        baseline_activations: memory of the float model's activations in bytes; None if it is not
+            known, as of runs of an earlier version.
 
     Returns:
         Absolute limits.
@@ -174,6 +191,13 @@ def parse_limits(
     largest, slowest = limits.get("max_size"), limits.get("max_latency")
     size = _quantity("max_size", largest, SIZE_UNITS, baseline_bytes, "2MB or 25%")
     latency = _quantity("max_latency", slowest, LATENCY_UNITS, baseline_ms, "3ms or 0.5x")
+    most, known = limits.get("max_memory"), baseline_activations
+    if known is None and str(most).strip().lower().endswith(("%", "x")):
+        raise LimitError(
+            f"limit max_memory: {most} is a share of the float model's memory, which this run does "
+            "not have; nearest: 256KB"
+        )
+    memory = _quantity("max_memory", most, SIZE_UNITS, known or 1.0, "256KB or 50%")
     drop = limits.get("max_accuracy_drop")
     if drop is not None:
         drop = _share("max_accuracy_drop", drop, abs(accuracy), "0.005 or 1%")
@@ -193,7 +217,7 @@ def parse_limits(
             # 99 % of a metric below 0 (a negated error) is 1 % worse, as of a metric above 0.
             floor = metrics[name] - (1 - floor) * abs(metrics[name])
         floors[name] = floor
-    return Limits(size, latency, drop, floors, accuracy)
+    return Limits(size, latency, drop, floors, accuracy, memory)
 
 
 def parse_bytes(name: str, value: float | str) -> int:
@@ -291,12 +315,12 @@ def distance(violations: Mapping[str, float], accuracy_scale: float = 1.0) -> fl
         accuracy_scale: what losses of accuracy are shares of.
 
     Returns:
-        Sum over the missed limits: the share of a limit of size or latency, and `QUALITY` times
-        the units of a metric.
+        Sum over the missed limits: the share of a limit of size, latency or memory, and `QUALITY`
+        times the units of a metric.
     """
     total = 0.0
     for name, missed in violations.items():
-        weight = 1.0 if name in ("max_size", "max_latency") else QUALITY
+        weight = 1.0 if name in COSTS else QUALITY
         if name == "max_accuracy_drop":
             weight /= accuracy_scale
         total += weight * max(0.0, missed)

@@ -44,6 +44,8 @@ class Measurement:
             latency table was measured).
         left_out: for each figure that could not be computed, such as "accuracy (test)", the reason.
         test_share: part of the batches of the test split that `test_accuracy` is of.
+        activation_bytes: largest sum of the activations that are alive at once, estimated from the
+            file; None if it was not.
     """
 
     size_bytes: int
@@ -56,6 +58,7 @@ class Measurement:
     latency_source: str = "measured"
     left_out: Mapping[str, str] = field(default_factory=dict)
     test_share: float = 1.0
+    activation_bytes: int | None = None
 
     @property
     def accuracy_scale(self) -> float:
@@ -76,6 +79,7 @@ class Measurement:
             "metrics": dict(self.metrics),
             "verified": self.verified,
             "memory_bytes": self.memory_bytes,
+            "activation_bytes": self.activation_bytes,
             "latency_source": self.latency_source,
             "left_out": dict(self.left_out),
             "test_share": self.test_share,
@@ -102,6 +106,7 @@ class Measurement:
             data.get("latency_source", "measured"),
             data.get("left_out", {}),
             float(data.get("test_share", 1.0)),
+            data.get("activation_bytes"),
         )
 
 

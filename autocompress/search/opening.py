@@ -46,8 +46,8 @@ from autocompress.search.problem.problem import (
 from autocompress.search.problem.progress import SearchProgress, setup_lines
 from autocompress.search.problem.run_record import RunRecord, known_run
 from autocompress.search.problem.setup import Setup
-from autocompress.search.propose.factory import make_allocator, sensitivity
-from autocompress.search.propose.reach import check_size, out_of_reach
+from autocompress.search.propose.factory import make_allocator, memory_budget, sensitivity
+from autocompress.search.propose.reach import check_memory, check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
 from autocompress.search.propose.uniform import most_in_time
 from autocompress.search.shares import clock_of, divide_threads
@@ -259,7 +259,9 @@ def get_ready(
         training=training.to_json(),
     )
     run.save(folder, earlier)
-    reach = out_of_reach(problem, make_allocator(problem, losses), limits)
+    allocator = make_allocator(problem, losses)
+    memory = memory_budget(problem, limits, allocator)
+    reach = out_of_reach(problem, allocator, limits, memory)
     for line in ("" if measured is None else measured.words, setup.words, reach):
         if line:
             progress.line(line)
@@ -322,11 +324,14 @@ def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:
         Absolute limits.
 
     Raises:
-        LimitError: even the smallest file of the space is larger than max_size.
+        LimitError: even the smallest file of the space is larger than max_size, or no candidate
+            is found that takes as little memory as max_memory.
     """
     base = problem.baseline
-    limits = parse_limits(relative, base.size_bytes, base.latency_ms, base.accuracy, base.metrics)
+    parts = (base.size_bytes, base.latency_ms, base.accuracy, base.metrics, base.activation_bytes)
+    limits = parse_limits(relative, *parts)
     check_size(problem, limits)
+    check_memory(problem, limits)
     return limits
 
 

@@ -15,7 +15,14 @@ from autocompress.space.axes import check_keys
 
 ACTIVATION_RANGE = "squared_error"
 KEYS = ("modules", "distillation", "constraints", "objectives", "calibration")
-CONSTRAINTS = ("max_size", "max_latency", "max_accuracy_drop", "min_metric", "tower_loss")
+CONSTRAINTS = (
+    "max_size",
+    "max_latency",
+    "max_memory",
+    "max_accuracy_drop",
+    "min_metric",
+    "tower_loss",
+)
 
 
 def parse_constraints(where: str, constraints: Any) -> Mapping[str, Any]:

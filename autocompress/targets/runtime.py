@@ -13,8 +13,8 @@ import onnx
 
 from autocompress.errors import AutocompressError
 from autocompress.targets.device.graph_file import external_files, metadata
-from autocompress.targets.device.litert.arena import flat_memory
 from autocompress.targets.device.sessions import DEFAULT, LITERT, SessionSettings, open_session
+from autocompress.targets.memory.arena import flat_memory
 from autocompress.task.batches import MASK, cache_shapes
 
 EXAMPLE = "example"  # metadata key: sizes of the inputs that a file is timed on, by name

@@ -112,6 +112,7 @@ def test_a_search_by_default() -> None:
         "timeout": None,
         "max_size": None,
         "max_latency": None,
+        "max_memory": None,
         "max_accuracy_drop": None,
         "latency": None,
         "min_metric": [],

@@ -5,6 +5,7 @@ file.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,25 @@ def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_miss
     better = front_of(point(1, 100, 1.0, 0.5, f1=0.3), point(2, 200, 2.0, 0.6, f1=0.7))
     assert better.smallest(floors={"f1": 0.9}).trial == 2
     assert better.smallest(floors={"f1": 0.9}, max_size_bytes=20).trial == 1, "4 + 6 < 9 + 2"
+
+
+def test_points_within_a_limit_of_memory() -> None:
+    points = []
+    for trial, size, memory in ((1, 100, 900), (2, 200, 500), (3, 300, None)):
+        one = point(trial, size, 10.0 - trial, 0.5 + trial / 10)
+        points.append(replace(one, measured=replace(one.measured, activation_bytes=memory)))
+    front = front_of(*points)
+    assert trials(front.within(max_memory_bytes=500)) == [2]
+    assert front.smallest(max_memory_bytes=600).trial == 2
+    pick = front.pick("smallest", max_memory_bytes=400)
+    assert pick.shortfall == (
+        "no point meets the limits; the nearest has 500 B of activations, 100 B above the limit"
+    )
+    alone = front_of(points[2]).pick("smallest", max_memory_bytes=400)
+    assert alone.shortfall.endswith("the nearest has an unknown memory of activations")
+    with pytest.raises(LimitError, match="max_memory_bytes must be above 0, got 0; nearest: bytes"):
+        front.smallest(max_memory_bytes=0)
+    assert ParetoFront.of(front.baseline, points).to_json()["points"][1]["activation_bytes"] == 500
 
 
 def test_points_within_limits() -> None:

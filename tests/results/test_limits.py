@@ -22,6 +22,22 @@ def test_absolute_and_relative() -> None:
     assert parse_limits({"max_size": 1000}, 1, 1).max_size_bytes == 1000
 
 
+def test_memory_of_activations() -> None:
+    limits = parse_limits({"max_memory": "256KB"}, 1, 1)
+    assert limits == Limits(max_memory_bytes=256e3)
+    assert parse_limits({"max_memory": "50%"}, 1, 1, 1.0, None, 4000).max_memory_bytes == 2000
+    assert parse_limits({"max_memory": "1KiB"}, 1, 1, 1.0, None, None).max_memory_bytes == 1024
+    with pytest.raises(LimitError, match="50% is a share of the float model's memory, which this"):
+        parse_limits({"max_memory": "50%"}, 1, 1, 1.0, None, None)
+    found = limits.violations(1, 1, None, None, 320e3)
+    assert found == pytest.approx({"max_memory": 0.25})
+    assert distance(found) == pytest.approx(0.25), "a share, as of a limit of size"
+    assert are_kept(limits.violations(1, 1, None, None, 256_000))
+    assert not are_kept(limits.violations(1, 1, None, None, 256_001)), "bytes are exact"
+    assert limits.violations(1, 1, None) == {}, "what is not known is not judged"
+    assert limits.pick_limits()["max_memory_bytes"] == 256e3
+
+
 def test_drops_and_metrics_relative_to_the_float_model() -> None:
     metrics = {"f1": 0.8, "minus_error": -2.0}
     limits = parse_limits(
@@ -62,6 +78,11 @@ def test_drops_and_metrics_relative_to_the_float_model() -> None:
             "limit max_size: expected a value such as 2MB or 25%, got '2 bananas'; nearest: 2MB",
         ),
         ({"max_size": "0MB"}, "limit max_size: must be above 0, got '0MB'; nearest: 2MB"),
+        (
+            {"max_memory": "256 kilo"},
+            "limit max_memory: expected a value such as 256KB or 50%, got '256 kilo'; nearest: 256",
+        ),
+        ({"max_memory": 0}, "limit max_memory: must be above 0, got 0; nearest: 256KB"),
         ({"max_size": "1.5 megab"}, "got '1.5 megab'; nearest: 1.5MB"),
         ({"max_size": "12 KiBs"}, "got '12 KiBs'; nearest: 12KiB"),
         ({"max_size": "1e999"}, "got '1e999'; nearest: 2MB"),

@@ -56,7 +56,7 @@ class Judge:
 
     Attributes:
         problem: task, target and space.
-        limits: limits of size, latency and qualities.
+        limits: limits of size, latency, memory and qualities.
         folder: the run folder.
         parts: shares of the validation split after which a candidate may be stopped; () sees all.
         deadline: of the last trial, by the monotonic clock; None is unlimited.
@@ -91,13 +91,17 @@ class Judge:
             The record with its outcome. It has qualities if and only if the trial is complete.
         """
         size, latency = self.problem.size_bytes(candidate), self.problem.latency_ms(candidate)
-        violations = self.limits.violations(size, latency, None)
+        violations, memory = self.limits.violations(size, latency, None), None
+        if are_kept(violations) and self.limits.max_memory_bytes is not None:
+            memory = self.problem.activation_bytes(candidate)
+            violations = self.limits.violations(size, latency, None, None, memory)
         record = replace(
             TrialRecord.of(number, candidate),
             size_bytes=size,
             latency_ms=latency,
             violations=violations,
             cause="",
+            activation_bytes=memory,
         )
         if not are_kept(violations):
             missed = [f"{name} by {by:.1%}" for name, by in violations.items() if by > 0]
@@ -105,7 +109,7 @@ class Judge:
         done = records_of(study, ENDED)
         earlier = _same_candidate(done, record)
         if earlier is not None:
-            return _repeated(record, earlier, self.goal)
+            return _repeated(record, earlier, self.goal, self.problem)
         model = self.problem.stitcher.apply(candidate)
         sampler = study.sampler
         left = sampler.left(number) if isinstance(sampler, PriceSampler) else None
@@ -179,7 +183,9 @@ class Judge:
         return replace(
             record,
             metrics=dict(scores.metrics),
-            violations=self.limits.violations(size, latency, drop, scores.metrics),
+            violations=self.limits.violations(
+                size, latency, drop, scores.metrics, record.activation_bytes
+            ),
             qualities=goal.qualities(scores),
         )
 
@@ -204,7 +210,8 @@ class Judge:
         for other in done:
             if not other.is_complete or other.scores is None:
                 continue
-            if not are_kept(other.missed(self.limits, self.problem.baseline.accuracy)):
+            accuracy, activations = self.problem.baseline.accuracy, self.problem.activation_bytes
+            if not are_kept(other.missed(self.limits, accuracy, activations)):
                 continue
             same_race = other.race == self.problem.race.digest
             no_larger = other.size_bytes <= record.size_bytes * NEAR
@@ -306,9 +313,12 @@ def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord
     return None
 
 
-def _repeated(record: TrialRecord, earlier: TrialRecord, goal: Goal) -> TrialRecord:
+def _repeated(
+    record: TrialRecord, earlier: TrialRecord, goal: Goal, problem: Problem
+) -> TrialRecord:
     """Return the record with the outcome of an earlier trial of the same candidate."""
-    missed = earlier.missed(goal.limits, goal.baseline.accuracy, record.latency_ms)
+    parts = (goal.limits, goal.baseline.accuracy, problem.activation_bytes)
+    missed = earlier.missed(*parts, record.latency_ms)
     cause = f"repeats trial {earlier.number}"
     if not earlier.qualities:
         cause = f"{cause}: {earlier.cause or ''}"

@@ -52,6 +52,7 @@ class Finalist:
         is_uniform: True for one of the first files, which no trial chose.
         hoped: accuracy that it is expected to have after its recovery, for which alone it was
             chosen; None if it was chosen as it is.
+        activation_bytes: memory of its activations; None where no limit asks for it.
     """
 
     number: int
@@ -61,6 +62,7 @@ class Finalist:
     qualities: tuple[float, ...]
     is_uniform: bool = False
     hoped: float | None = None
+    activation_bytes: int | None = None
 
     @property
     def accuracy(self) -> float:
@@ -111,7 +113,8 @@ def choose_finalists(
         if trial.candidate_json is None:
             continue
         latency_ms = problem.latency_ms(trial.candidate)
-        if are_kept(trial.missed(goal.limits, accuracy, latency_ms)):
+        parts = (goal.limits, accuracy, problem.activation_bytes)
+        if are_kept(trial.missed(*parts, latency_ms)):
             feasible.append(trial)
     if not feasible:
         return [] if not or_nearest else _nearest(study, problem, goal)
@@ -223,7 +226,7 @@ def without_disappointing(finalists: Sequence[Finalist], goal: Goal) -> list[Fin
 
 def _keeps(finalist: Finalist, goal: Goal, lost: float) -> bool:
     """Return True if a finalist that loses some accuracy keeps the limits."""
-    parts = (finalist.size_bytes, finalist.latency_ms, lost)
+    parts = (finalist.size_bytes, finalist.latency_ms, lost, None, finalist.activation_bytes)
     return are_kept(goal.limits.violations(*parts))
 
 
@@ -312,7 +315,12 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
             nearest = min(
                 trials,
                 key=lambda trial: distance(
-                    trial.missed(goal.limits, base.accuracy, problem.latency_ms(trial.candidate)),
+                    trial.missed(
+                        goal.limits,
+                        base.accuracy,
+                        problem.activation_bytes,
+                        problem.latency_ms(trial.candidate),
+                    ),
                     base.accuracy_scale,
                 ),
             )
@@ -323,12 +331,16 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
 def _finalist(trial: TrialRecord, problem: Problem, goal: Goal) -> Finalist:
     candidate = trial.candidate
     latency_ms = problem.latency_ms(candidate)
+    memory = trial.activation_bytes
+    if memory is None and goal.limits.max_memory_bytes is not None:
+        memory = problem.activation_bytes(candidate)
     if trial.qualities:
-        return Finalist(trial.number, candidate, trial.size_bytes, latency_ms, trial.qualities)
+        parts = (trial.size_bytes, latency_ms, trial.qualities)
+        return Finalist(trial.number, candidate, *parts, activation_bytes=memory)
     model = problem.stitcher.apply(candidate)
     scores = evaluate_model(problem.task, model, problem.task.validation, problem.device)[0]
-    size = problem.size_bytes(candidate)
-    return Finalist(trial.number, candidate, size, latency_ms, goal.qualities(scores))
+    parts = (problem.size_bytes(candidate), latency_ms, goal.qualities(scores))
+    return Finalist(trial.number, candidate, *parts, activation_bytes=memory)
 
 
 def recover_finalists(

@@ -333,7 +333,8 @@ class FrontFiles:
         started = time.monotonic()
         # front.json may still name an earlier file of this trial, and a kill may come now.
         place = self.folder / "models" / f"{folder_name(number)}{NEW}"
-        self._files[number] = run_file(finalist, problem, place, self.folder)
+        limited = self.limits.max_memory_bytes is not None
+        self._files[number] = run_file(finalist, problem, place, self.folder, limited)
         if self.clock is not None:
             self.clock.file_took(time.monotonic() - started)
         return self._files[number]
@@ -392,8 +393,12 @@ class FrontFiles:
         float_ms = baseline.latency_ms * timing.float_share
         metrics = {**baseline.metrics, **elsewhere[0], **phase_entry(problem, float_ms)}
         baseline = replace(baseline, latency_ms=float_ms, metrics=metrics)
-        points = []
+        points, limited = [], self.limits.max_memory_bytes is not None
         for i, file in enumerate(files):
+            if file.activation_bytes is None:  # of an earlier run without the limit
+                memory = problem.file_activations(str(file.path), limited)
+                file = replace(file, activation_bytes=memory)
+                self._files[file.finalist.number] = file
             latency_ms, source = file.finalist.latency_ms, problem.latency_source
             if source != "table":
                 latency_ms = timing.ratios[i] * baseline.latency_ms

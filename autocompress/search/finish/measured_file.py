@@ -76,6 +76,7 @@ class MeasuredFile:
         was_predicted: True if its latency was predicted before it was measured.
         measured_ms: latency that an earlier run has measured; None if it has not.
         module_bytes: bytes of each module in the file; empty if an earlier version wrote it.
+        activation_bytes: memory of its activations, or None.
     """
 
     finalist: Finalist
@@ -88,6 +89,7 @@ class MeasuredFile:
     was_predicted: bool
     measured_ms: float | None = None
     module_bytes: Mapping[str, int] = field(default_factory=dict)
+    activation_bytes: int | None = None
 
     @property
     def path(self) -> Path:
@@ -139,7 +141,9 @@ def with_kept_weights(folder: Path, finalist: Finalist) -> Finalist:
     return replace(finalist, candidate=candidate, qualities=qualities)
 
 
-def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
+def run_file(
+    finalist: Finalist, problem: Problem, place: Path, folder: Path, is_limited: bool = False
+) -> MeasuredFile:
     """Export a finalist and run its file on the validation split.
 
     Args:
@@ -147,6 +151,7 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
         problem: task, target and builder.
         place: folder of the file.
         folder: the run folder, which holds recovered weights.
+        is_limited: True if the memory of activations has a limit.
 
     Returns:
         What was measured.
@@ -169,8 +174,9 @@ def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) ->
         scores = replace(scores, metrics={**scores.metrics, **more})
     del session  # the next one opens the same file
     memory = bytes_in_memory(path, problem.settings)
+    activations = problem.file_activations(path, is_limited)
     parts = (scores, None, memory, pass_s, not finalist.is_uniform, None, module_bytes)
-    return MeasuredFile(finalist, place, size, *parts)
+    return MeasuredFile(finalist, place, size, *parts, activations)
 
 
 def _written(
@@ -234,6 +240,7 @@ def known_files(folder: Path, front: ParetoFront) -> dict[int, MeasuredFile]:
             point.was_predicted,
             measured.latency_ms if was_measured else None,
             {name: part.size_bytes for name, part in point.parts.items()},
+            measured.activation_bytes,
         )
     return files
 

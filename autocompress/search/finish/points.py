@@ -67,7 +67,8 @@ def worth_showing(
         measured = point.measured
         drop = baseline.accuracy - measured.accuracy
         size, latency = measured.size_bytes, measured.latency_ms
-        return limits.violations(size, latency, drop, measured.metrics)
+        memory = measured.activation_bytes
+        return limits.violations(size, latency, drop, measured.metrics, memory)
 
     shown = []
     for point in points:
@@ -113,6 +114,7 @@ def point_of(
         latency_source,
         rest.left_out,
         rest.test_share,
+        file.activation_bytes,
     )
     predicted_ms, simulated = finalist.latency_ms, finalist.accuracy
     # The first files are made before there is a latency model, and are not simulated.

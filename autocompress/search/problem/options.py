@@ -27,7 +27,8 @@ class Settings:
         n_trials: finished trials that the study shall hold.
         timeout_s: seconds for everything; None is unlimited.
         seed: of everything random.
-        limits: max_size, max_latency, max_accuracy_drop and min_metric as given; None is no limit.
+        limits: max_size, max_latency, max_memory, max_accuracy_drop and min_metric as given; None
+            is no limit.
         storage: Optuna storage URL; None keeps a journal in the run folder.
         study_name: of the study in the storage.
         device: where candidates are evaluated and trained; None picks.

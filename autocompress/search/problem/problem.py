@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -37,7 +37,12 @@ from autocompress.search.problem.race import Race, open_race
 from autocompress.search.problem.ranks import no_gain, rank_verdicts, table_times
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.memory import release_memory
-from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    DEFAULT,
+    SessionSettings,
+    is_large,
+    open_session,
+)
 from autocompress.targets.latency import all_threads, compare
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Subject
@@ -48,6 +53,7 @@ from autocompress.targets.latency_model.stored_tables import (
     run_table,
     unmeasured,
 )
+from autocompress.targets.memory.activations import activation_bytes
 from autocompress.targets.runtime import stored_bytes
 from autocompress.targets.target import Target
 from autocompress.targets.workload import Layout
@@ -113,6 +119,7 @@ class Problem:
     trainer: Trainer
     float_path: Path
     opened_race: Race | None = None
+    _activations: dict[Candidate, int] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def baseline(self) -> Measurement:
@@ -186,6 +193,35 @@ class Problem:
         """
         share = self.table.predict_ms(self.layout, candidate) / self.table_float_ms
         return share * self.float_files.float_ms
+
+    def activation_bytes(self, candidate: Candidate) -> int:
+        """Return the memory of a candidate's activations, by a file without real weights.
+
+        Args:
+            candidate: configs of modules; its distillation plays no part.
+
+        Returns:
+            Bytes, as `targets.memory` estimates them of the candidate's file.
+        """
+        plain = Candidate(candidate.modules)
+        if plain not in self._activations:
+            source = self.subject.noise_file(plain)[0]
+            self._activations[plain] = activation_bytes(source, self.subject.feed)
+        return self._activations[plain]
+
+    def file_activations(self, path: str, is_limited: bool) -> int | None:
+        """Return the memory of a file's activations.
+
+        Args:
+            path: of the file.
+            is_limited: True if a limit asks for it.
+
+        Returns:
+            Bytes; None for a large file without a limit, which would be opened once more.
+        """
+        if is_large(path) and not is_limited:
+            return None
+        return activation_bytes(path, self.subject.feed)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -273,7 +309,13 @@ def open_problem(
     float_files = known or _measured(task, builder, path, others, target, subject, table, layout)
     trainer = _trainer(task, teacher, bound, device, settings.seed)
     parts = (task, target, bound, device, compressor, layout, subject, table)
-    return Problem(*parts, float_files, trainer, path)
+    problem = Problem(*parts, float_files, trainer, path)
+    if float_files.measured.activation_bytes is not None:
+        return problem
+    limited = any(one.get("max_memory") for one in (space.constraints, settings.limits))
+    memory = problem.file_activations(str(path), limited)
+    measured = replace(float_files.measured, activation_bytes=memory)
+    return replace(problem, float_files=replace(float_files, measured=measured))
 
 
 def ready_for_trials(

@@ -7,7 +7,7 @@ are made from Optuna's trials, and give the attributes, constraints and values t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,7 @@ NAMES: Mapping[str, str] = {
     "metrics": "metrics",
     "cause": "cause",
     "row": "row",
+    "activation_bytes": "activation_bytes",
 }
 BEFORE = ("worker", "candidate_json", "digest", "untrained_digest")  # written before judging
 AFTER = (
@@ -55,6 +56,7 @@ AFTER = (
     "metrics",
     "cause",
     "row",
+    "activation_bytes",
 )
 REPEATS = "repeats"  # holds the number + 1, so that a repeat of trial 0 is true as well
 
@@ -93,6 +95,7 @@ class TrialRecord:
         cause: why it ended early, or what happened; "" otherwise.
         row: its row of trials.csv.
         seconds: duration, where it has ended.
+        activation_bytes: memory of its activations, where a limit asked for it.
     """
 
     number: int
@@ -123,6 +126,7 @@ class TrialRecord:
     cause: str | None = None
     row: Mapping[str, Any] | None = None
     seconds: float | None = None
+    activation_bytes: int | None = None
 
     @classmethod
     def of(cls, number: int, candidate: Candidate, worker: str | None = None) -> TrialRecord:
@@ -202,13 +206,19 @@ class TrialRecord:
         return are_kept(self.violations)
 
     def missed(
-        self, limits: Limits, accuracy: float, latency_ms: float | None = None
+        self,
+        limits: Limits,
+        accuracy: float,
+        activations: Callable[[Candidate], int] | None,
+        latency_ms: float | None = None,
     ) -> Mapping[str, float]:
         """Return by how far limits are missed; a resumed search may have others than before.
 
         Args:
             limits: absolute limits.
             accuracy: of the float model.
+            activations: returns the memory of a candidate's activations, where the trial was told
+                before a limit asked for it; None leaves it unjudged then.
             latency_ms: as it is predicted now; None takes the trial's.
 
         Returns:
@@ -217,8 +227,10 @@ class TrialRecord:
         if not self.qualities:
             return self.violations
         latency_ms = self.latency_ms if latency_ms is None else latency_ms
-        drop = accuracy - self.accuracy
-        return limits.violations(self.size_bytes, latency_ms, drop, self.metrics or {})
+        drop, memory = accuracy - self.accuracy, self.activation_bytes
+        if memory is None and limits.max_memory_bytes is not None and activations is not None:
+            memory = activations(self.candidate)
+        return limits.violations(self.size_bytes, latency_ms, drop, self.metrics or {}, memory)
 
     @property
     def ended_itself(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
+from autocompress.export.parts.activations import activations_of
 from autocompress.results.files import SENSITIVITY_FILE
 from autocompress.results.limits import Limits
 from autocompress.search.problem.goal import Goal
@@ -23,8 +24,10 @@ from autocompress.search.propose.sensitivity_table import (
     read_rows,
     write_rows,
 )
+from autocompress.search.propose.tables.memory_budget import MemoryBudget
 from autocompress.search.propose.tables.single_change import SingleChanges
 from autocompress.search.propose.uniform import enqueued
+from autocompress.targets.device.feeds import parts_of
 
 # Optuna's own samplers over the same space, for comparison.
 STOCK: Mapping[str, Callable[[int], BaseSampler]] = {
@@ -90,6 +93,23 @@ def make_allocator(bench: Problem, losses: Losses) -> Allocator:
     return Allocator.of(*parts, bench.table_float_ms)
 
 
+def memory_budget(bench: Problem, limits: Limits, allocator: Allocator) -> MemoryBudget | None:
+    """Return the budget of activations of a search; None where it has no limit.
+
+    Args:
+        bench: the graph, and the memory of candidates.
+        limits: max_memory_bytes counts.
+        allocator: the configs of modules and groups.
+    """
+    if limits.max_memory_bytes is None:
+        return None
+    flat = bench.builder.flat_shapes is not None
+    feed = parts_of(bench.subject.feed)[-1][1]
+    activations = activations_of(bench.builder.lowered, feed, flat)
+    parts = (allocator, activations, bench.layout, limits.max_memory_bytes, bench.activation_bytes)
+    return MemoryBudget.of(*parts, flat)
+
+
 def price_sampler(
     bench: Problem, limits: Limits, losses: Losses, seed: int, first: int = 0
 ) -> PriceSampler:
@@ -104,7 +124,8 @@ def price_sampler(
     """
     goal = Goal(bench.baseline, limits, bench.space.objectives)
     allocator = make_allocator(bench, losses)
-    return PriceSampler(bench.space, allocator, goal, seed, first, bench.latency_ms)
+    memory = memory_budget(bench, limits, allocator)
+    return PriceSampler(bench.space, allocator, goal, seed, first, bench.latency_ms, memory)
 
 
 def make_sampler(

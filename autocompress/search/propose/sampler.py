@@ -24,6 +24,7 @@ from autocompress.candidate import Candidate
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.allocation import Allocator, Choices
+from autocompress.search.propose.tables.memory_budget import MemoryBudget
 from autocompress.search.propose.trial_model import GUIDED_AFTER, Model
 from autocompress.search.propose.trials.recovered import RecoveryModel
 from autocompress.search.propose.trials.recoveries import DIMENSIONS, Recoveries
@@ -42,6 +43,7 @@ FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
 FAST, PRUNED_SHARE = (1 / 2, 1 / 3), 0.25
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
 UNKNOWN_SHARE = 0.5  # of a divergence, that recovery may leave while no trial was trained
+FILES = 8  # of the best proposals, of which one is to keep a limit of memory by its own file
 ROOM = 0.98  # share of a limit that a prediction may use, so that the candidate keeps it
 
 
@@ -78,6 +80,8 @@ class PriceSampler(BaseSampler):
     for the fastest candidate. Running trials count with their prediction, so that workers do not
     propose the same (kriging believer; Ginsbourger et al. 2010).
 
+    With a limit of memory, allocations that take more are changed (`MemoryBudget`).
+
     Everything follows from the seed, the trial's number and the storage: a resumed search goes on
     where it stopped, and workers need no other channel.
 
@@ -93,6 +97,7 @@ class PriceSampler(BaseSampler):
         seed: int,
         first: int = 0,
         latency_ms: Callable[[Candidate], float] | None = None,
+        memory: MemoryBudget | None = None,
     ) -> None:
         self.first = first
         self._space = space
@@ -102,8 +107,9 @@ class PriceSampler(BaseSampler):
         self._distributions = distributions(space)
         self._recoveries = Recoveries(space.recovery)
         self._random = RandomSampler(seed=seed)
-        self._latency_ms = latency_ms
-        self._reader = TrialReader(space, allocator, goal, latency_ms)
+        self._latency_ms, self._memory = latency_ms, memory
+        exact = None if memory is None else memory.exact
+        self._reader = TrialReader(space, allocator, goal, latency_ms, exact)
         self._left: dict[int, float] = {}
         self._points = np.zeros((0, 2 + DIMENSIONS))
 
@@ -151,6 +157,7 @@ class PriceSampler(BaseSampler):
         recovery = point[2:]
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         others = self._described(study, states, trial.number)
+        self._learn_memory(others)
         opening = self._opening(trial.number - self.first, others)
         if opening is not None:
             return {**self._allocator.parameters(opening), **self._recoveries.at(recovery)}
@@ -221,13 +228,13 @@ class PriceSampler(BaseSampler):
         ones = np.ones(len(self._kinds))
         left = RecoveryModel.fitted(others, ones, self._kinds).shares
         allocator = self._allocator
-        choices: Choices = allocator.allocate(allocator.prices(point[None, :2]), left[None])[0]
+        choices: Choices = self._allocated(allocator.prices(point[None, :2]), left[None])[0]
         tried = {other.key for other in others}
         if choices.tobytes() not in tried:
             return choices
         generator = np.random.default_rng([self._seed, number])
         weights = np.exp(generator.normal(0, UNSURE, (PRICED, len(allocator.features))))
-        pool = allocator.allocate(allocator.prices(generator.random((PRICED, 2))), weights * left)
+        pool = self._allocated(allocator.prices(generator.random((PRICED, 2))), weights * left)
         return next((row for row in pool if row.tobytes() not in tried), pool[0])
 
     def _best(
@@ -254,7 +261,8 @@ class PriceSampler(BaseSampler):
             gain = model.improvement(pool)
         tried = {t.key for t in trials}
         order = np.argsort(-gain, kind="stable")
-        best = next((i for i in order if pool[i].tobytes() not in tried), order[0])
+        new = [i for i in order if pool[i].tobytes() not in tried] or [order[0]]
+        best = next((i for i in new[:FILES] if self._keeps(pool[i])), new[0])
         losses = self._allocator.losses(pool[best][None])
         self._left[number] = float(model.recovery.left(losses, model.divergence.mean)[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
@@ -276,15 +284,34 @@ class PriceSampler(BaseSampler):
         units = generator.random((PRICED, 2))
         if is_fastest:
             units[:, 0] = 0.0
-        return self._allocator.allocate(self._allocator.prices(units), weights)
+        return self._allocated(self._allocator.prices(units), weights)
+
+    def _allocated(self, prices: Array, weights: Array) -> Choices:
+        """Return the cheapest allocations at prices, changed where they take too much memory."""
+        choices = self._allocator.allocate(prices, weights)
+        return choices if self._memory is None else self._memory.relieved(choices, weights)
+
+    def _learn_memory(self, trials: list[Told]) -> None:
+        """Correct the predicted memory by the files of trials."""
+        if self._memory is not None:
+            known = [(t.choices, t.trial.activation_bytes) for t in trials]
+            told = [(choices, size) for choices, size in known if size is not None]
+            self._memory = self._memory.corrected(told)
+
+    def _keeps(self, choices: Choices) -> bool:
+        """Return True if no limit of memory is missed by the file of an allocation."""
+        if self._memory is None:
+            return True
+        candidate = self._space.candidate(self._allocator.parameters(choices))
+        return self._memory.keeps(candidate)
 
     def _moved(
         self, front: list[Told], generator: np.random.Generator
     ) -> tuple[Choices, list[TrialRecord]]:
         """Return front members with 1 to `MOST_MOVES` knobs moved, and the members.
 
-        A knob moves by one step, or to any index in a third of the moves. Members whose towers are
-        over their budgets then are left out.
+        A knob moves by one step, or to any index in a third of the moves. Members that are over the
+        budget of a tower then, or of memory, are left out.
         """
         knobs = self._space.knobs
         rows, parents = [], []
@@ -301,7 +328,10 @@ class PriceSampler(BaseSampler):
             rows.append(self._allocator.moved(parent.choices, parent.indices, moves))
             parents.append(parent.trial)
         moved = np.array(rows, dtype=np.intp).reshape(len(rows), self._allocator.width)
-        keep = np.flatnonzero(self._allocator.within_budget(moved))
+        is_within = self._allocator.within_budget(moved)
+        if self._memory is not None and len(moved):
+            is_within &= self._memory.within(moved)
+        keep = np.flatnonzero(is_within)
         return moved[keep], [parents[i] for i in keep]
 
     def _point(self, number: int) -> Array:
@@ -349,6 +379,8 @@ class PriceSampler(BaseSampler):
             most[1] = min(most[1], FAST[place - 1])
             left[[part == "pruned" for _, part in self._allocator.features]] = PRUNED_SHARE
         choices = self._allocator.least_lossy(ROOM * most - rest, left)
+        if self._memory is not None:
+            choices = self._memory.relieved(choices[None], left[None])[0]
         if place == 0:
             return choices
         costs = self._allocator.costs(choices[None])[0] + rest

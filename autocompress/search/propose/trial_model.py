@@ -205,7 +205,8 @@ class Model:
             return trial
         losses = tuple(lost if i == self.quality else x for i, x in enumerate(trial.lost))
         record = trial.trial
-        parts = (record.size_bytes, record.latency_ms, losses[0], trial.metrics)
+        memory = record.activation_bytes
+        parts = (record.size_bytes, record.latency_ms, losses[0], trial.metrics, memory)
         return replace(trial, lost=losses, feasible=are_kept(self.goal.limits.violations(*parts)))
 
     def predict(self, choices: Choices) -> tuple[Array, Array, Array, Array]:

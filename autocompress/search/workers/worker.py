@@ -127,10 +127,12 @@ class Worker:
             while not interrupt.requested:
                 # A trial of a killed worker is tried again, and does not count.
                 finished = [t for t in records_of(self.study, FINISHED) if t.ended_itself]
-                base = self.judge.problem.baseline
+                problem = self.judge.problem
+                base = problem.baseline
                 values = []
                 for t in finished:
-                    if t.is_complete and are_kept(t.missed(self.judge.limits, base.accuracy)):
+                    parts = (self.judge.limits, base.accuracy, problem.activation_bytes)
+                    if t.is_complete and are_kept(t.missed(*parts)):
                         values.append(t.values)
                 progress.trials(len(finished), n_trials, values, base)
                 if self._is_at_end(finished, n_trials, deadline):

@@ -86,6 +86,7 @@ def judge(request: pytest.FixtureRequest, tmp_path: Path) -> Judge:
         space=SimpleNamespace(objectives=(), recovery=SimpleNamespace(steps=0, by_blocks=False)),
         size_bytes=lambda c: 100 * c.config("a").weight_bits,
         latency_ms=lambda c: 0.5,
+        activation_bytes=lambda c: 10 * c.config("a").weight_bits,
     )
     return Judge(problem, Limits(500.0, 1.0, 0.1), tmp_path)
 
@@ -111,6 +112,43 @@ def test_a_whole_split_gives_the_metric_and_what_limits_it(
     assert found.values == (400.0, 0.5, 1.0)
     assert found.cause == ""
     assert found.violations["max_accuracy_drop"] == pytest.approx(-0.1)
+
+
+def test_a_candidate_over_its_memory_is_not_run(judge: Judge, study: optuna.Study) -> None:
+    asked: list[int] = []
+
+    def activations(given: Candidate) -> int:
+        asked.append(given.config("a").weight_bits)
+        return 10 * asked[-1]
+
+    judge.problem.activation_bytes = activations
+    judge.limits = Limits(500.0, 1.0, 0.1, max_memory_bytes=32.0)
+    found = told(study, judge, 4)
+    assert found.cause == "over budget: max_memory by 25.0%"
+    assert found.activation_bytes == 40
+    assert judge.problem.stitcher.made == 0
+    assert told(study, judge, 8).cause == "over budget: max_size by 60.0%"
+    assert asked == [4], "the memory of a file that is too large is not asked for"
+    judge.limits = Limits(500.0, 1.0, 0.1, max_memory_bytes=40.0)
+    kept = told(study, judge, 4)
+    assert (kept.cause, kept.qualities) == ("", (1.0,))
+    assert kept.violations["max_memory"] == 0.0
+    read = TrialRecord.from_trial(study.trials[2])
+    assert read.activation_bytes == 40
+    assert read.missed(judge.limits, 1.0, None) == kept.violations
+    assert read.missed(Limits(max_memory_bytes=20.0), 1.0, None) == {"max_memory": 1.0}
+
+
+def test_trials_without_a_limit_of_memory_are_judged_by_one_later(
+    judge: Judge, study: optuna.Study
+) -> None:
+    assert told(study, judge, 4).activation_bytes is None
+    earlier = TrialRecord.from_trial(study.trials[0])
+    limits = Limits(max_memory_bytes=20.0)
+    assert earlier.missed(limits, 1.0, judge.problem.activation_bytes) == {"max_memory": 1.0}
+    judge.limits = limits
+    again = told(study, judge, 4)
+    assert again.cause == "over budget: max_memory by 100.0%"
 
 
 def told(study: optuna.Study, judge: Judge, bits: int) -> TrialRecord:

@@ -30,6 +30,7 @@ LATENCIES = {8: 1.0, 4: 2.0, 3: 3.0, 2: 3.5}
 BENCH = SimpleNamespace(
     space=SimpleNamespace(objectives=()),
     latency_ms=lambda candidate: LATENCIES[candidate.config("a").weight_bits],
+    activation_bytes=lambda candidate: 10 * candidate.config("a").weight_bits,
 )
 
 
@@ -69,6 +70,17 @@ def test_limits_are_those_of_today_and_latencies_too() -> None:
     assert sorted(numbers(found, Limits(max_accuracy_drop=0.04))) == [0, 1]
     assert numbers(found, Limits(max_size_bytes=400)) == [1]
     assert numbers(found, Limits(max_latency_ms=1.5)) == [0], "the trials were told 9 ms"
+
+
+def test_trials_of_a_run_without_a_limit_of_memory_are_judged_by_one() -> None:
+    found = study((8, 300, 0.89, {}), (4, 400, 0.88, {}), (2, 500, 0.87, {}))
+    assert sorted(numbers(found)) == [0]
+    assert sorted(numbers(found, Limits(max_memory_bytes=40))) == [1]
+    goal = Goal(BASE, Limits(max_memory_bytes=25))
+    assert [f.activation_bytes for f in choose_finalists(found, BENCH, goal)] == [20]
+    none = Goal(BASE, Limits(max_memory_bytes=5))
+    assert [f.number for f in choose_finalists(found, BENCH, none)] == [2], "the nearest"
+    assert choose_finalists(found, BENCH, none, or_nearest=False) == []
 
 
 def test_latencies_are_predicted_anew() -> None:

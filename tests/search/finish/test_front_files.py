@@ -41,6 +41,7 @@ PROBLEM = SimpleNamespace(
     task=TASK,
     space=SimpleNamespace(objectives=()),
     target=SimpleNamespace(phase=""),
+    file_activations=lambda path, is_limited: 7 * Path(path).stat().st_size if is_limited else None,
 )
 
 
@@ -64,7 +65,9 @@ def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     timed: list[tuple[list[str], int]] = []
     tested: list[str] = []
 
-    def run_file(one: Finalist, problem, place: Path, folder: Path) -> MeasuredFile:
+    def run_file(
+        one: Finalist, problem, place: Path, folder: Path, is_limited: bool
+    ) -> MeasuredFile:
         bits = one.candidate.config("a").weight_bits
         if bits == 2:
             raise NotComputableError("outputs are not finite")
@@ -185,6 +188,23 @@ def test_uniform_candidates_that_miss_the_limits_go_as_soon_as_another_keeps_the
     assert [p.trial for p in read_front(files.folder).points] == [5]
     files.made.add(finalist(6, 5), PROBLEM, {})
     assert [p.trial for p in read_front(files.folder).points] == [5, 6], "a finalist stays"
+
+
+def test_first_files_that_take_too_much_memory_go_as_well(files) -> None:
+    files.made.limits = Limits(max_memory_bytes=7 * 450)
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.add(finalist(5, 4), PROBLEM, {})
+    (point,) = read_front(files.folder).points
+    assert (point.trial, point.measured.activation_bytes) == (5, 7 * 400)
+
+
+def test_a_limit_that_comes_later_is_judged_by_the_files_that_are_there(files) -> None:
+    files.made.add(uniform(0, 8), PROBLEM, {})
+    files.made.add(finalist(5, 4), PROBLEM, {})
+    assert [p.measured.activation_bytes for p in read_front(files.folder).points] == [None, None]
+    again = FrontFiles.resumed(files.folder, Limits(max_memory_bytes=7 * 450), lambda *_: None)
+    front, _ = again.finish([finalist(5, 4)], PROBLEM, {})
+    assert [p.measured.activation_bytes for p in front.points] == [7 * 400]
 
 
 def test_a_file_without_finite_outputs_is_left_out(files) -> None:

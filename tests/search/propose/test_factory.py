@@ -86,7 +86,8 @@ def test_the_guided_sampler_proposes_after_the_enqueued_trials(
     monkeypatch.setattr(factory, "make_allocator", lambda *_: "tables")
     monkeypatch.setattr(factory, "PriceSampler", lambda *parts: parts)
     parts = factory.price_sampler(given, Limits(), {}, 3, 2)
-    _, allocator, goal, seed, first, latency_ms = parts
+    _, allocator, goal, seed, first, latency_ms, memory = parts
+    assert memory is None, "there is no limit"
     assert (allocator, seed, first) == ("tables", 3, 2)
     assert latency_ms(None) == 3.0, "told trials have the latencies of today"
     assert goal.objectives == ("f1",)

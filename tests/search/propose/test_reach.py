@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,13 @@ from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule
 from autocompress.results.limits import Limits
 from autocompress.search.problem.trial_record import TrialRecord
-from autocompress.search.propose.reach import ANGLES, check_size, out_of_reach, short_of
+from autocompress.search.propose.reach import (
+    ANGLES,
+    check_memory,
+    check_size,
+    out_of_reach,
+    short_of,
+)
 
 MODULE = CompressibleModule("fc", "linear", (8, 8), False, 0, 1, "", "mlp", None)
 # By weight bits: size and latency; a float model, a small slow one and a fast large one.
@@ -85,6 +92,58 @@ def test_limits_that_nothing_keeps_name_the_nearest() -> None:
     )
     assert "keep 100 B; the nearest has 200 B and 3 ms" in out_of_reach(
         BENCH, Offered(), Limits(100.0)
+    )
+
+
+class Lean:
+    """A model of two convolutions in a space of 8-bit inputs, floats and half of the channels.
+
+    Attributes:
+        asked: the candidates whose memory was asked for, as (bits of a, bits of b) of inputs.
+    """
+
+    def __init__(self, memory: dict[tuple[int, int], int]) -> None:
+        self.memory, self.asked = memory, list[tuple[int, int]]()
+        conv = replace(MODULE, kind="conv")
+        self.layout = SimpleNamespace(
+            module_map=[replace(conv, name="a"), replace(conv, name="b")],
+            form=lambda module, config: "int8" if config.activation_bits == 8 else "float",
+        )
+        configs = (ModuleConfig(), ModuleConfig(weight_bits=8, activation_bits=8))
+        self.space = SimpleNamespace(
+            configs=lambda name: configs, numbers=lambda name, axis: (0.0, 0.5)
+        )
+
+    def activation_bytes(self, given: Candidate) -> int:
+        assert {given.config(name).pruning_ratio for name in "ab"} == {0.5}
+        bits = tuple(given.config(name).activation_bits for name in "ab")
+        self.asked.append(bits)
+        return self.memory[bits]
+
+
+def test_a_memory_that_no_candidate_keeps_is_refused_with_the_least() -> None:
+    memory = {(8, 8): 100, (32, 8): 90, (8, 32): 300, (32, 32): 80}
+    lean = Lean(memory)
+    check_memory(lean, Limits())
+    assert lean.asked == [], "it takes no time without a limit"
+    check_memory(lean, Limits(max_memory_bytes=100))
+    assert set(lean.asked) == {(8, 8)}, "integers come first"
+    check_memory(Lean(memory), Limits(max_memory_bytes=80))
+    with pytest.raises(LimitError) as caught:
+        check_memory(Lean(memory), Limits(max_memory_bytes=79))
+    assert str(caught.value) == (
+        "limits: max_memory 79 B is below the least memory of activations that a candidate of the "
+        "search space was found to take, 80 B; nearest valid value: 80"
+    )
+
+
+def test_memory_that_is_out_of_reach_together_with_a_size_is_said() -> None:
+    bench = SimpleNamespace(**vars(BENCH), activation_bytes=lambda c: 10 * bits_of(c))
+    memory = SimpleNamespace(relieved=lambda choices, weights: choices)
+    assert out_of_reach(bench, Offered(), Limits(200.0, max_memory_bytes=40), memory) == ""
+    assert out_of_reach(bench, Offered(), Limits(max_memory_bytes=30), memory) == (
+        "limits: no candidate of the space is predicted to keep 30 B of activations; the nearest "
+        "has 200 B, 3 ms and 40 B of activations; the search goes on to come as near as it can"
     )
 
 

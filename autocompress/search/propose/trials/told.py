@@ -112,12 +112,15 @@ class TrialReader:
         goal: the baseline and the limits.
         latency_ms: predicts the latency of a candidate as the latency model does now, which may
             have learned since trials were told; None takes what they were told.
+        activations: returns the memory of a candidate's activations, for trials that were told
+            before a limit asked for it; None leaves it unjudged.
     """
 
     space: BoundSpace
     allocator: Allocator
     goal: Goal
     latency_ms: Callable[[Candidate], float] | None = None
+    activations: Callable[[Candidate], int] | None = None
     _known: dict[tuple[str, int], Told] = field(default_factory=dict)
 
     def told(self, study: optuna.Study, trial: FrozenTrial) -> Told | None:
@@ -161,7 +164,7 @@ class TrialReader:
             record.size_bytes / base.size_bytes,
             latency_ms / base.latency_ms,
             record.metrics or {},
-            are_kept(record.missed(self.goal.limits, base.accuracy, latency_ms)),
+            are_kept(record.missed(self.goal.limits, base.accuracy, self.activations, latency_ms)),
         )
         return described
 

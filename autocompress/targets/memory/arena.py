@@ -6,8 +6,9 @@ from functools import cache
 from math import ceil, prod
 from typing import Any
 
-from .flat_file import TYPES, schema
-from .operators import read_flat
+from autocompress.targets.device.litert.flat_file import TYPES, schema
+from autocompress.targets.device.litert.operators import read_flat
+from autocompress.targets.memory.lifetimes import Step, lifetimes, peak_bytes
 
 # Bytes of an element by the name of its type; the others take as many as their name says.
 BYTES = {"bool": 1.0, "int4": 0.5}
@@ -44,27 +45,16 @@ def arena_bytes(flat: Any) -> int:
         Bytes, without constants.
     """
     (graph,) = flat.subgraphs
-    constants, count = _unpacked(flat), len(graph.operators)
-    born = {int(number): 0 for number in graph.inputs}
-    last = dict(born)
-    for i, operator in enumerate(graph.operators):
-        for number in map(int, operator.outputs):
-            born.setdefault(number, i)
-            last[number] = i
-        for number in map(int, operator.inputs):
-            last[number] = i
-    last.update((int(number), count) for number in graph.outputs)
-    changes = [0] * (count + 2)
-    for number, start in born.items():
-        if number not in constants:
-            size = ceil(_size(graph.tensors[number]) / ALIGNED) * ALIGNED
-            changes[start] += size
-            changes[last[number] + 1] -= size
-    alive = peak = 0
-    for change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
+    constants = _unpacked(flat)
+    steps = [
+        Step(tuple(map(int, one.inputs)), tuple(map(int, one.outputs))) for one in graph.operators
+    ]
+    alive = lifetimes(steps, map(int, graph.inputs), map(int, graph.outputs))
+    sizes = {}
+    for number in alive:
+        if isinstance(number, int) and number not in constants:
+            sizes[number] = ceil(_size(graph.tensors[number]) / ALIGNED) * ALIGNED
+    return peak_bytes(alive, sizes, len(steps))
 
 
 def _stored(flat: Any) -> set[int]:

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
-from autocompress.targets.device.litert.arena import ALIGNED, arena_bytes, flat_memory
 from autocompress.targets.device.litert.flat_file import FlatFile, Rows
 from autocompress.targets.device.litert.operators import read_flat
+from autocompress.targets.memory.arena import ALIGNED, arena_bytes, flat_memory
 
 
 def chain(*widths: int, skip: bool = False) -> FlatFile:

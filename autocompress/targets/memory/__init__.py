@@ -1,0 +1,1 @@
+"""Estimate what files take in memory while they run."""
