@@ -16,13 +16,13 @@ SPECIAL += ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|
 SPECIAL += ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "User:", "Answer:"]
 SIDE = 32
 DECODER: dict[str, Any] = {
-    "vocab_size": 64,
+    "vocab_size": 72,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 8,
+    "head_dim": 16,  # a multiple of 16 for the kernel of decoders with a cache
     "max_position_embeddings": 128,
     "pad_token_id": 0,
     "bos_token_id": 2,
@@ -113,6 +113,29 @@ def _idefics3(folder: Path) -> None:
     _save(transformers.Idefics3ForConditionalGeneration(config), folder)
 
 
+def _smolvlm(folder: Path) -> None:
+    """Write a model whose head is the table of words."""
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import (
+        SmolVLMImageProcessorPil,
+    )
+
+    config = transformers.SmolVLMConfig(
+        vision_config=dict(VISION),
+        text_config={**DECODER, "model_type": "llama"},
+        image_token_id=token("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=True,
+    )
+    edge = {"longest_edge": SIDE}
+    processor = SmolVLMImageProcessorPil(
+        size=edge, max_image_size=edge, do_image_splitting=False
+    )
+    processor.save_pretrained(folder)
+    tokenizer("<image>").save_pretrained(folder)
+    _save(transformers.SmolVLMForConditionalGeneration(config), folder)
+
+
 def _gemma3(folder: Path) -> None:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -143,7 +166,7 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
         Qwen2VLImageProcessorPil,
     )
 
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(
         text_config={**DECODER, "rope_parameters": rope},
         vision_config=vision,
@@ -175,6 +198,7 @@ def _qwen2_5_vl(folder: Path) -> None:
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "llava": _llava,
     "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
     "gemma3": _gemma3,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,

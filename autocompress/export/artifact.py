@@ -41,7 +41,12 @@ from autocompress.results.files import (
 )
 from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.memory import release_memory
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    TOWERS,
+    SessionSettings,
+    open_session,
+    tower_file,
+)
 from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
@@ -319,7 +324,9 @@ def copy_artifact(run_folder: Path, point: FrontPoint, to: Path) -> Path:
     try:
         to.mkdir(parents=True, exist_ok=True)
         beside = data_of(to / MODEL_FILE).name
-        for other in {CONFIG, MODEL_FILE, TFLITE_FILE, beside} - {*names}:  # of another point
+        towers = {tower_file(to / MODEL_FILE, name).name for name in TOWERS}
+        others = {CONFIG, MODEL_FILE, TFLITE_FILE, beside} | towers
+        for other in others - {*names}:  # of another point
             (to / other).unlink(missing_ok=True)
         for name in names:
             shutil.copyfile(source / name, to / name)

@@ -9,13 +9,14 @@ from typing import Any
 from autocompress.export.arithmetic import arithmetic_words
 from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe
 from autocompress.export.genai.builder import CONFIG
-from autocompress.export.genai.package import PROGRAM
+from autocompress.export.genai.package import program as program_of
 from autocompress.measure.robustness import PARTS
 from autocompress.results.files import (
     MODEL_FILE,
     NOTES_FILE,
     TFLITE_FILE,
     model_path,
+    read_json,
     write_atomic,
 )
 from autocompress.results.front_point import FrontPoint
@@ -204,7 +205,7 @@ def write_notes(
     if settings.runtime == LITERT.runtime:
         program = [*opening, *_flat_lines(feed)]
     if (folder / CONFIG).is_file():  # a package of onnxruntime-genai
-        program = [*PROGRAM]
+        program = [*program_of(read_json(folder / CONFIG))]
     lines = [
         f"# {model_path(folder).name}, trial {point.trial}",
         "",

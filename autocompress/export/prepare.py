@@ -96,7 +96,7 @@ def prepare(
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
     teacher.cpu()
     file = lowered.shared
-    if fused_modules(task.model):
+    if source is None and fused_modules(task.model):
         original = copied(task.model, shares_weights=True)
         file = exported(original, task.example_inputs, outputs, graphs, free).shared
     norms = norm_samples(teacher, samples)

@@ -1,4 +1,8 @@
-"""Write graphs whose weights are more than one ONNX file holds: they lie in a file beside it."""
+"""Write graphs whose weights lie in a file beside them.
+
+They do where one ONNX file cannot hold them, and where a graph has towers: these have graphs of
+their own, which read the same weights.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import GraphProto, ModelProto, TensorProto, helper
 
+from autocompress.export.float_graph.towers import cut, noted_towers
 from autocompress.measure.size import FILE_BYTES, GRAPH_BYTES
 from autocompress.results.files import MODEL_FILE, disk_error, write_atomic, write_parts
-from autocompress.targets.device.sessions import DATA_SUFFIX
+from autocompress.targets.device.sessions import DATA_SUFFIX, tower_file
 
 LEAST_APART = 1 << 10  # bytes of a tensor that lies in the other file
 PAGE = 4096  # bytes; weights begin at pages, where a system maps them into memory
@@ -37,37 +42,40 @@ class _Apart(NamedTuple):
 
 
 def needs_other_file(proto: ModelProto) -> bool:
-    """Return True if one ONNX file cannot hold a graph.
+    """Return True if one ONNX file cannot hold a graph, or its towers read its weights too.
 
     Args:
         proto: the graph; its initializers may be set aside.
     """
+    if noted_towers(proto):
+        return True
     total = sum(map(_bytes_of, proto.graph.initializer))
     return total > FILE_BYTES - GRAPH_BYTES
 
 
 def file_bytes(proto: ModelProto) -> int:
-    """Return the bytes of the model.onnx of a graph, and of the file beside it if there is one.
+    """Return the bytes of the model.onnx of a graph, and of the files beside it if there are some.
 
     Args:
-        proto: the graph with its weights.
+        proto: the graph; its initializers may be set aside.
     """
     if not needs_other_file(proto):
         return int(proto.ByteSize())
     apart = _apart(proto, MODEL_FILE)
-    return int(apart.bare.ByteSize()) + apart.end
+    towers = [cut(apart.bare, tower) for tower in noted_towers(proto)]
+    return sum(int(graph.ByteSize()) for graph in (apart.bare, *towers)) + apart.end
 
 
 def write_apart(path: Path, proto: ModelProto, content: Content) -> int:
-    """Write a graph and, beside it, its large weights, one at a time.
+    """Write a graph, its large weights, one at a time, and the graphs of its towers.
 
     Args:
-        path: of the graph; the weights get its name with ".data" behind it.
+        path: of the graph; the weights get its name with ".data" behind it, and towers theirs.
         proto: the graph, which is not changed.
         content: returns the bytes of an initializer.
 
     Returns:
-        Bytes of both files.
+        Bytes of all files.
 
     Raises:
         RunFolderError: a file cannot be written.
@@ -89,9 +97,15 @@ def write_apart(path: Path, proto: ModelProto, content: Content) -> int:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise disk_error(path, error) from error
-    data = apart.bare.SerializeToString(deterministic=True)
-    write_atomic(path, data)
-    return len(data) + apart.end
+    graphs = {path: apart.bare}
+    for tower in noted_towers(proto):
+        graphs[tower_file(path, tower.name)] = cut(apart.bare, tower)
+    size = apart.end
+    for place, graph in graphs.items():
+        data = graph.SerializeToString(deterministic=True)
+        write_atomic(place, data)
+        size += len(data)
+    return size
 
 
 def write_whole(path: Path, parts: Iterable[bytes]) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autocompress.export.float_graph.large_files import (
     copy_fields,
+    file_bytes,
     needs_other_file,
     write_apart,
     write_whole,
@@ -113,7 +114,9 @@ class SharedGraph:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Return the size of the ONNX file, computed with one weight at a time."""
+        """Return the size of the ONNX file and those beside it, with one weight at a time."""
+        if needs_other_file(self.proto):
+            return file_bytes(self.proto)
         before: int = self.proto.graph.ByteSize()
         after = before
         for tensor in self.proto.graph.initializer:

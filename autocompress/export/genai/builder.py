@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,9 @@ class Built(NamedTuple):
 
 
 @contextmanager
-def built(model: nn.Module, known: Pretrained) -> Iterator[Built]:
+def built(
+    model: nn.Module, known: Pretrained, config: Mapping[str, Any] | None = None
+) -> Iterator[Built]:
     """Give the builder's float graph of an architecture, and the files that belong to it.
 
     The files of the weights are there as long as the context. They take twice the bytes of the
@@ -83,6 +85,7 @@ def built(model: nn.Module, known: Pretrained) -> Iterator[Built]:
     Args:
         model: its parameters have the names and shapes of those in the folder.
         known: the folder, which has the config and the tokenizer.
+        config: of the model if it is a part of that in the folder; None takes the folder's.
 
     Yields:
         The graph, with random numbers as weights.
@@ -97,7 +100,7 @@ def built(model: nn.Module, known: Pretrained) -> Iterator[Built]:
             source = Path(known.folder) / name
             if source.is_file():
                 shutil.copyfile(source, place / source.name)
-        config = read_json(place / MODEL_CONFIG)
+        config = config or read_json(place / MODEL_CONFIG)
         written = json.dumps({**config, **{name: "float32" for name in TYPES if name in config}})
         (place / MODEL_CONFIG).write_text(written)
         noise = write_noise(model, place / "model.safetensors")

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import NotComputableError
-from autocompress.export.genai.phases import TOKENS, unpadded
+from autocompress.export.genai.builder import CONFIG
+from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN, next_token, unpadded
+from autocompress.results.files import read_json
 from autocompress.task.batches import CACHE, MASK, Inputs, to_device
 from autocompress.task.calls import call_model
 
@@ -49,13 +51,19 @@ class Generated(NamedTuple):
     lead: float
 
 
-def greedy_tokens(folder: Path, prompt: list[int], count: int = LENGTH) -> list[int]:
+def greedy_tokens(
+    folder: Path,
+    prompt: list[int],
+    count: int = LENGTH,
+    pixels: NDArray[np.float32] | None = None,
+) -> list[int]:
     """Generate the most probable tokens behind a prompt with onnxruntime-genai.
 
     Args:
         folder: the package.
         prompt: tokens.
         count: most tokens to generate.
+        pixels: (1, ...) the picture of the prompt; None for language models.
 
     Returns:
         The tokens, up to one that ends a text.
@@ -66,7 +74,15 @@ def greedy_tokens(folder: Path, prompt: list[int], count: int = LENGTH) -> list[
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(**GREEDY, max_length=len(prompt) + count)
     generator = genai.Generator(model, parameters)
-    generator.append_tokens(np.array([prompt], np.int32))
+    if pixels is None:
+        generator.append_tokens(np.array([prompt], np.int32))
+    else:
+        parts = prompt.count(read_json(folder / CONFIG)["model"]["image_token_id"])
+        named = genai.NamedTensors()
+        named[TOKENS] = genai.Tensor(np.array([prompt], np.int32))
+        named[PIXELS] = genai.Tensor(np.ascontiguousarray(pixels))
+        named["num_image_tokens"] = genai.Tensor(np.array([parts]))
+        generator.set_inputs(named)
     tokens: list[int] = []
     while not generator.is_done() and len(tokens) < count:
         generator.generate_next_token()
@@ -102,10 +118,14 @@ def check_generation(
     assert isinstance(inputs, Mapping)
     assert isinstance(whole, Mapping)
     prompt = [int(token) for token in whole[TOKENS][0][:PROMPT]]
-    tokens = greedy_tokens(folder, prompt)
+    if PIXELS in whole:  # a prompt has all parts of its picture
+        shown = whole[TOKENS][0][whole[MASK][0].bool()]
+        prompt = [*map(int, shown), int(whole[WRITTEN][0, 0])]
+    pixels = whole[PIXELS][:1].cpu().numpy() if PIXELS in whole else None
+    tokens = greedy_tokens(folder, prompt, pixels=pixels)
     read = torch.tensor([[*prompt, *tokens[:-1]]])
-    simulated = _logits(model, _batch(inputs, read, read.shape[1]))[0, len(prompt) - 1 :]
-    written = _step_by_step(session, inputs, read, len(prompt), feed)
+    simulated = _logits(model, _batch(whole, read, len(prompt), len(tokens)))[0, -len(tokens) :]
+    written = _step_by_step(session, whole, read, len(prompt), feed)
     least = EXACT * float(np.sqrt(np.mean(simulated**2)))
     difference = max(float(np.sqrt(np.mean((written - simulated) ** 2))), least)
     steps, chosen = np.arange(len(tokens)), np.array(tokens)
@@ -123,9 +143,22 @@ def check_generation(
     return Generated(equal, len(tokens), float(leads[worst]))
 
 
-def _batch(inputs: Mapping[str, Tensor], read: Tensor, length: int) -> dict[str, Tensor]:
-    """Return a batch of tokens that end a text of so many, with the names of `inputs`."""
-    batch = {TOKENS: read, MASK: torch.ones(1, length, dtype=read.dtype)}
+def _batch(
+    inputs: Mapping[str, Tensor], read: Tensor, prompt: int, written: int
+) -> dict[str, Tensor]:
+    """Return the begin of a text in one batch.
+
+    Args:
+        inputs: a batch, for its names and its first picture.
+        read: (1, length) the prompt and the tokens behind it.
+        prompt: number of tokens of the prompt.
+        written: number of tokens to predict.
+    """
+    text = read[:, : prompt + written - 1]
+    before = text[:, : prompt - 1] if WRITTEN in inputs else text
+    batch = {TOKENS: before, MASK: torch.ones_like(before), WRITTEN: text[:, prompt - 1 :]}
+    if PIXELS in inputs:
+        batch[PIXELS] = inputs[PIXELS][:1]
     return {name: batch[name] for name in inputs}
 
 
@@ -143,9 +176,10 @@ def _step_by_step(
     """
     names = [output.name for output in session.get_outputs()]
     kept: dict[str, NDArray[np.float32]] = {}  # keys and values of what was read
-    start, rows = 0, []
+    start, rows = 0, list[NDArray[np.float32]]()
+    whole = feed(_batch(inputs, read, prompt, 1))
     for end in range(prompt, read.shape[1] + 1):
-        arrays = {**feed(_batch(inputs, read[:, start:end], end)), **kept}
+        arrays = {**whole, **_behind(whole, read, end, start), **kept}
         outputs = dict(zip(names, session.run(names, arrays), strict=True))
         rows.append(np.asarray(outputs[names[0]])[0, -1])
         kept = {
@@ -155,6 +189,17 @@ def _step_by_step(
         }
         start = end
     return np.stack(rows)
+
+
+def _behind(whole: Mapping[str, Any], read: Tensor, end: int, start: int) -> Mapping[str, Any]:
+    """Return the inputs of the tokens that a cache of the `start` before them has not."""
+    if start == 0:
+        return {}
+    tokens = read[:, start:end].numpy()
+    if WRITTEN in whole:
+        return next_token(whole, tokens, start)
+    own = {TOKENS: tokens, MASK: np.ones((1, end), tokens.dtype)}
+    return {name: own[name] for name in own if name in whole}
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> NDArray[np.float32]:

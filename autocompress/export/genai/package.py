@@ -6,10 +6,19 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autocompress.export.genai.builder import CONFIG
-from autocompress.results.files import disk_error, write_json
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.export.genai.phases import PIXELS, TOKENS
+from autocompress.export.genai.pictures import EMBEDDINGS, FEATURES
+from autocompress.results.files import MODEL_FILE, disk_error, write_json
+from autocompress.targets.device.sessions import (
+    DECODER,
+    EMBEDDING,
+    VISION,
+    SessionSettings,
+    tower_file,
+)
 from autocompress.task.task import Pretrained
 
 DISABLED = "optimization.disable_specified_optimizers"
@@ -30,8 +39,79 @@ PROGRAM = (
     "    generator.generate_next_token()",
     "print(tokenizer.decode(generator.get_sequence(0)))",
 )
+# The same for a picture and a question. The processor is that of the transformers library.
+PROGRAM_OF_PICTURES = (
+    "import json",
+    "",
+    "import numpy as np",
+    "import onnxruntime_genai as genai",
+    "from PIL import Image",
+    "from transformers import AutoProcessor",
+    "",
+    'processor = AutoProcessor.from_pretrained(".")',
+    'content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]',
+    'asked = [{"role": "user", "content": content}]',
+    "prompt = processor.apply_chat_template(asked, add_generation_prompt=True)",
+    'picture = Image.open("picture.png").convert("RGB")',
+    'inputs = processor(images=[picture], text=[prompt], return_tensors="np")',
+    'tokens = np.array(inputs["input_ids"], np.int32)',
+    'part = json.load(open("genai_config.json"))["model"]["image_token_id"]',
+    'model = genai.Model(".")',
+    "parameters = genai.GeneratorParams(model)",
+    "parameters.set_search_options(do_sample=False, max_length=tokens.shape[1] + 20)",
+    "generator = genai.Generator(model, parameters)",
+    "named = genai.NamedTensors()",
+    'named["input_ids"] = genai.Tensor(tokens)',
+    'named["pixel_values"] = genai.Tensor(np.array(inputs["pixel_values"], np.float32))',
+    'named["num_image_tokens"] = genai.Tensor(np.array([(tokens == part).sum()]))',
+    "generator.set_inputs(named)",
+    "while not generator.is_done():",
+    "    generator.generate_next_token()",
+    "print(processor.tokenizer.decode(generator.get_sequence(0)[tokens.shape[1] :]))",
+)
+# onnxruntime-genai's name of models that compute features of pictures, put these into the
+# embeddings of their tokens, and run the decoder on them.
+TYPE = "gemma3"
 # Files of a model folder that a package does not need.
 LEFT_OUT = ("config.json", "generation_config.json", "README.md", "preprocessor_config.json")
+
+
+def program(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the lines of Python that run a package.
+
+    Args:
+        config: content of its genai_config.json.
+    """
+    return PROGRAM_OF_PICTURES if VISION in config["model"] else PROGRAM
+
+
+def with_towers(text: str, part: int) -> str:
+    """Return the genai_config.json of a package with a file per tower.
+
+    Args:
+        text: that of its language model.
+        part: number of the token that stands for a part of a picture.
+    """
+    config = json.loads(text)
+    model, files = config["model"], {}
+    for name in (VISION, EMBEDDING, DECODER):
+        files[name] = tower_file(Path(MODEL_FILE), name).name
+    decoder = model[DECODER]
+    decoder["filename"] = files[DECODER]
+    inputs = {name: value for name, value in decoder["inputs"].items() if name != TOKENS}
+    decoder["inputs"] = {EMBEDDINGS: EMBEDDINGS, **inputs}
+    model[VISION] = {
+        "filename": files[VISION],
+        "inputs": {PIXELS: PIXELS},
+        "outputs": {FEATURES: FEATURES},
+    }
+    model[EMBEDDING] = {
+        "filename": files[EMBEDDING],
+        "inputs": {TOKENS: TOKENS, FEATURES: FEATURES},
+        "outputs": {EMBEDDINGS: EMBEDDINGS},
+    }
+    model["type"], model["image_token_id"] = TYPE, part
+    return json.dumps(config)
 
 
 def write_package(
@@ -57,9 +137,11 @@ def write_package(
     if settings.disabled_optimizers:
         options[DISABLED] = ";".join(settings.disabled_optimizers)
     write_json(folder / CONFIG, config)
+    # The processor of pictures reads its own config, and that of the model.
+    left_out = LEFT_OUT[2:3] if VISION in config["model"] else LEFT_OUT
     for name in () if known is None else known.files:
         source = Path(known.folder) / name if known else folder
-        if source.name in LEFT_OUT or source.suffix == ".py" or not source.is_file():
+        if source.name in left_out or source.suffix == ".py" or not source.is_file():
             continue
         try:
             shutil.copyfile(source, folder / source.name)

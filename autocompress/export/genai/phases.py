@@ -19,7 +19,9 @@ from autocompress.targets.phases import DECODE, PHASES, PREFILL, prompt_share
 from autocompress.task.batches import MASK, Inputs, cache_feed, map_inputs
 
 Feed = Mapping[str, NDArray[Any]]
-TOKENS = "input_ids"
+# Names of inputs. Where a model takes WRITTEN, TOKENS are those before it, and a text has both.
+TOKENS, WRITTEN, PIXELS = "input_ids", "decoder_input_ids", "pixel_values"
+OF_PICTURES = ("vision", "projector")  # towers
 
 
 def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
@@ -39,14 +41,38 @@ def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
     if share is not None:
         # The last one is that of a token, whose shapes profiles show.
         prompt, token = (phase_feed(lowered, inputs, one) for one in (PREFILL, DECODE))
-        length = prompt[TOKENS].shape[1]
+        length = _length(prompt)
         return WeightedFeeds(((share / length, prompt), (1 - share, token)))
     feed = lowered.feed(inputs)
     if phase != DECODE:
         return feed
-    samples, tokens = feed[TOKENS].shape
-    decoded = {TOKENS: feed[TOKENS][:, -1:], MASK: np.ones((samples, tokens + 1), np.int64)}
+    samples, tokens = feed[TOKENS].shape[0], _length(feed)
+    if WRITTEN in feed:
+        decoded = next_token(feed, feed[WRITTEN][:, -1:], tokens)
+    else:
+        decoded = {TOKENS: feed[TOKENS][:, -1:], MASK: np.ones((samples, tokens + 1), np.int64)}
     return {**feed, **decoded, **cache_feed(lowered.caches, samples, tokens)}
+
+
+def next_token(feed: Feed, token: NDArray[Any], tokens: int) -> Feed:
+    """Return what a model that reads pictures takes for a token behind a cache: no picture.
+
+    Args:
+        feed: of its prompt.
+        token: (n, 1).
+        tokens: that the cache has.
+    """
+    return {
+        TOKENS: feed[TOKENS][:, :0],
+        MASK: np.ones((len(token), tokens), np.int64),
+        WRITTEN: token,
+        PIXELS: feed[PIXELS][:0],
+    }
+
+
+def _length(inputs: Mapping[str, Any]) -> int:
+    """Return the number of tokens of a text."""
+    return sum(int(inputs[name].shape[1]) for name in (TOKENS, WRITTEN) if name in inputs)
 
 
 def other_feeds(lowered: LoweredModel, inputs: Inputs, phase: str) -> dict[str, Feed]:
@@ -74,10 +100,11 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
     """
     if phase in ("", PREFILL) or not isinstance(inputs, Mapping):
         return module_map
-    tokens = inputs[TOKENS].shape[1]
-    modules = []
+    tokens, modules = _length(inputs), []
     for module in module_map:
         positions, macs = max(1, module.positions // tokens), module.macs // tokens
+        if phase == DECODE and PIXELS in inputs and module.tower in OF_PICTURES:
+            positions, macs = 1, 0  # a picture is part of a prompt
         modules.append(replace(module, positions=positions, macs=macs))
     return replace(module_map, modules=tuple(modules), total_macs=module_map.total_macs // tokens)
 
@@ -91,7 +118,7 @@ def mixed_note(inputs: Inputs, phase: str) -> str:
     """
     if prompt_share(phase) is None or not isinstance(inputs, Mapping):
         return ""
-    return f"{phase} of {inputs[TOKENS].shape[1]} tokens"
+    return f"{phase} of {_length(inputs)} tokens"
 
 
 def unpadded(inputs: Inputs) -> Inputs:

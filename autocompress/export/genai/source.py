@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from onnx import ModelProto
 from torch import nn
 
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.float_graph.float_graph import FloatGraph
+from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, set_aside
-from autocompress.export.genai.builder import MODEL_CONFIG, built, known_architectures
+from autocompress.export.genai.builder import CONFIG, MODEL_CONFIG, built, known_architectures
 from autocompress.export.genai.naming import with_model_names
-from autocompress.export.genai.phases import TOKENS
+from autocompress.export.genai.package import with_towers
+from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN
+from autocompress.export.genai.pictures import join_towers
 from autocompress.results.files import read_json
 from autocompress.targets.phases import PHASES
 from autocompress.targets.runtime import EXAMPLE
@@ -25,8 +28,28 @@ from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
 from autocompress.task.task import Pretrained, Task
 
-FORMAT = "1"  # part of every key; raised when the naming of graphs changes
-KIND = "text-generation"
+FORMAT = "2"  # part of every key; raised when the naming of graphs changes
+KIND, OF_PICTURES = "text-generation", "image-text-to-text"
+# Models that read pictures and whose decoders are those of language models: causal, and with one
+# position per token.
+READERS = (
+    "LlavaForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
+    "SmolVLMForConditionalGeneration",
+)
+
+
+@runtime_checkable
+class ReadsPictures(Protocol):
+    """Say what a model that reads pictures and texts must tell of its parts."""
+
+    picture_token: int
+
+    def vision(self) -> nn.Module:
+        """Return what computes (parts of all pictures, width) of their pixels."""
+
+    def decoder(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the language model, with the names and the config of one of its own."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +83,17 @@ class DecoderSource:
             ExportError: the builder does not take the model, or its graph lacks a parameter or
                 has further inputs.
         """
-        with built(model, self.known) as made:
+        decoder, config = self._decoder(model)
+        own = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {name: own[id(parameter)] for name, parameter in decoder.named_parameters()}
+        with built(decoder, self.known, config) as made:
             _check_inputs(made.proto)
-            proto = with_model_names(made.proto, made.noise, made.array_of)
+            noise = {names[name]: numbers for name, numbers in made.noise.items()}
+            proto = with_model_names(made.proto, noise, made.array_of)
             papers = made.papers
+        if self.has_pictures:
+            self._join(model, proto, names)
+            papers = {CONFIG: with_towers(papers[CONFIG], model.picture_token)}
         weights, parameters = {}, dict(model.named_parameters())
         for tensor in proto.graph.initializer:
             weight = parameters.get(tensor.name)
@@ -78,10 +108,45 @@ class DecoderSource:
         self._note_sizes(proto)
         return FloatGraph(proto, True, (), weights, papers)
 
+    @property
+    def has_pictures(self) -> bool:
+        """Return True for a model that reads pictures too."""
+        return self.known.task == OF_PICTURES
+
+    def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
+        """Return the language model and its config; None where that is the folder's."""
+        if not self.has_pictures:
+            return model, None
+        if not isinstance(model, ReadsPictures):
+            raise ExportError(
+                "export: packages of pictures are made of models whose modules do what their "
+                "classes do, got one with hooks or forwards of its own; nearest: --target "
+                "onnxruntime-cpu"
+            )
+        return model.decoder()
+
+    def _join(self, model: Any, proto: ModelProto, names: Mapping[str, str]) -> None:
+        """Put the vision encoder before the graph of a decoder."""
+        assert isinstance(self.inputs, Mapping)
+        vision = export_float(model.vision(), {PIXELS: self.inputs[PIXELS]})
+        if not vision.dynamic_batch:
+            raise ExportError(
+                f"export: the number of pictures must be free: {'; '.join(vision.fixed)}; nearest: "
+                "--target onnxruntime-cpu"
+            )
+        table = names["model.embed_tokens.weight"]
+        head = names.get("lm_head.weight", table)  # one that is tied has one name
+        join_towers(vision.proto, proto, table, head, model.picture_token, model.state_dict())
+
     def _note_sizes(self, proto: ModelProto) -> None:
         """Write the shapes of a decoded token into the graph's metadata, by input."""
         samples, tokens = input_tensors(self.inputs)[0].shape
         free = {TOKENS: [samples, 1], MASK: [samples, tokens + 1]}
+        if self.has_pictures:
+            assert isinstance(self.inputs, Mapping)
+            tokens += self.inputs[WRITTEN].shape[1]
+            free = {TOKENS: [samples, 0], MASK: [samples, tokens], WRITTEN: [samples, 1]}
+            free[PIXELS] = [0, *self.inputs[PIXELS].shape[1:]]
         for value in proto.graph.input:
             if value.name.startswith(CACHE):
                 own = [size.dim_value for size in value.type.tensor_type.shape.dim]
@@ -115,6 +180,15 @@ def check_folder_kind(target: Target, kind: str, architectures: Sequence[str]) -
             model builder of onnxruntime-genai has code for.
     """
     if not target.decoder:
+        return
+    if kind == OF_PICTURES:
+        for name in architectures[:1]:
+            if name not in READERS:
+                raise ExportError(
+                    f"export: no decoder with a cache is known for {name} (of models that read "
+                    f"pictures there are {', '.join(READERS)}); nearest: --target onnxruntime-cpu, "
+                    "whose files have no cache"
+                )
         return
     if kind != KIND:
         raise _refused(target, f"the task {kind}")
@@ -157,8 +231,8 @@ def check_decoder(task: Task, target: Target) -> None:
 
 def _refused(target: Target, came: str) -> ExportError:
     return ExportError(
-        f"export: target {target.name} takes model folders of the task {KIND}, got {came}; "
-        "nearest: --target onnxruntime-cpu"
+        f"export: target {target.name} takes model folders of the tasks {KIND} and "
+        f"{OF_PICTURES}, got {came}; nearest: --target onnxruntime-cpu"
     )
 
 

@@ -10,14 +10,22 @@ from typing import Any
 
 import yaml
 
-from autocompress.export.genai.package import PROGRAM
+from autocompress.export.genai.builder import CONFIG
+from autocompress.export.genai.package import program
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
 from autocompress.huggingface.out.lines import WRITTEN
 from autocompress.huggingface.out.snippets import QUESTIONS, Facts, optimum_lines, runtime_lines
-from autocompress.results.files import NOTES_FILE, RECIPE_FILE, WEIGHTS_FILE, write_atomic
+from autocompress.results.files import (
+    NOTES_FILE,
+    RECIPE_FILE,
+    WEIGHTS_FILE,
+    read_json,
+    write_atomic,
+)
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
+from autocompress.targets.device.sessions import VISION
 from autocompress.task.batches import CACHE
 from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
@@ -33,6 +41,11 @@ DECODER = (
 PACKAGE = (
     "The folder is a package of onnxruntime-genai (`pip install onnxruntime-genai`). The file has "
     "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
+)
+OF_TOWERS = (
+    "It runs a file per tower, `model.vision.onnx`, `model.embedding.onnx` and "
+    "`model.decoder.onnx`. `model.onnx` has all towers in one graph, with which the figures of this "
+    "page were measured. All of them read their weights from `model.onnx.data`."
 )
 ANSWERING = (
     "The file reads a picture and a prompt (`input_ids`, without its last token) and gives the "
@@ -130,7 +143,9 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     for name, shape in facts.inputs.items():
         shapes.append(f"`{name}` ({', '.join(map(str, shape))})")
     if any(name.startswith(CACHE) for name in facts.inputs):
-        return [PACKAGE, "", "In this folder:", *_code(PROGRAM)]
+        config = read_json(to / CONFIG)
+        lines = [PACKAGE, *([OF_TOWERS] if VISION in config["model"] else [])]
+        return [*lines, "", "In this folder:", *_code(program(config))]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]

@@ -71,6 +71,8 @@ LITERT = SessionSettings("litert", "XNNPACK")
 SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
 DATA_SUFFIX = ".data"  # of the file with the weights of a graph, behind the name of the graph
+# Towers of a graph, whose files lie beside it and read the same weights.
+VISION, EMBEDDING, DECODER = TOWERS = ("vision", "embedding", "decoder")
 EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph, or is mapped
 # Entry of ONNX Runtime: where the external data of a graph in memory lie.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -197,15 +199,27 @@ def _has_large_weights(path: str) -> bool:
 
 
 def size_of(model: bytes | str) -> int:
-    """Return the bytes of a file, and of its weights if these lie beside it.
+    """Return the bytes of a file, and of its weights and towers if these lie beside it.
 
     Args:
         model: content or path of an ONNX file.
     """
     if isinstance(model, bytes):
         return len(model)
-    beside = Path(f"{model}{DATA_SUFFIX}")
-    return Path(model).stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    path = Path(model)
+    beside = [path.with_name(f"{path.name}{DATA_SUFFIX}")]
+    beside += [tower_file(path, name) for name in TOWERS]
+    return path.stat().st_size + sum(file.stat().st_size for file in beside if file.is_file())
+
+
+def tower_file(path: Path, name: str) -> Path:
+    """Return the file of a tower, which need not be there.
+
+    Args:
+        path: of the whole graph.
+        name: of the tower.
+    """
+    return path.with_name(f"{path.stem}.{name}{path.suffix}")
 
 
 def is_large(model: bytes | str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
+from autocompress.huggingface.extra import library
 from autocompress.huggingface.models.vision_language.features import (
     of_batch,
     of_layers,
@@ -63,6 +64,34 @@ class PicturesAndText(nn.Module):
         table: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         return table
 
+    @property
+    def picture_token(self) -> int:
+        """Return the number of the token that stands for a part of a picture."""
+        return int(self.config.image_token_id)
+
+    def vision(self) -> nn.Module:
+        """Return what computes (parts of all pictures, width) of `pixel_values`.
+
+        Its parameters have the names that they have here.
+        """
+        return _Pictures(self)
+
+    def decoder(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the language model, and the config with which it is one of its own.
+
+        The parameters of the module have the names that those of a language model have.
+        """
+        config = self.config.get_text_config(decoder=True)
+        inner: Any = self.model
+        half = nn.Module()
+        half.model = inner.get_decoder()
+        half.lm_head = inner.lm_head
+        names = library("transformers.models.auto.modeling_auto", "model folders")
+        architecture = names.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "")
+        tied = half.lm_head.weight is self.get_input_embeddings().weight
+        own = {"architectures": [architecture], "tie_word_embeddings": tied}
+        return half, {**config.to_dict(), **own}
+
     def forward(
         self,
         input_ids: Tensor,
@@ -84,7 +113,7 @@ class PicturesAndText(nn.Module):
         tokens = torch.cat([input_ids, decoder_input_ids], 1)
         mask = torch.cat([attention_mask, torch.ones_like(decoder_input_ids)], 1)
         is_picture = tokens == self.config.image_token_id
-        embeddings = self._embeddings(tokens, is_picture, self._features(pixel_values))
+        embeddings = self._embeddings(tokens, is_picture, self.features(pixel_values))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         further = {}
         if self.grid is not None:
@@ -101,8 +130,15 @@ class PicturesAndText(nn.Module):
         )
         return {"logits": result.logits}
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        """Return (n, parts, width) features of the pictures."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the features of pictures.
+
+        Args:
+            pixels: (n, ...) as the processor gives them.
+
+        Returns:
+            (n, parts, width of the decoder).
+        """
         inner: Any = self.model.model
         if self.grid is not None:
             return self.grid.features(inner, pixels)
@@ -117,6 +153,18 @@ class PicturesAndText(nn.Module):
         parts = (is_picture.long().cumsum(1) - 1).clamp(0, features.shape[1] - 1)
         places = parts[..., None].expand(-1, -1, features.shape[2])
         return torch.where(is_picture[..., None], features.gather(1, places), words)
+
+
+class _Pictures(nn.Module):
+    """Compute the features of pictures, one row per part of a picture."""
+
+    def __init__(self, whole: PicturesAndText) -> None:
+        super().__init__()
+        self.model, self.grid, self.config = whole.model, whole.grid, whole.config
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return (parts of all pictures, width)."""
+        return PicturesAndText.features(self, pixel_values).flatten(0, 1)  # type: ignore[arg-type]
 
 
 def towers_of(model: nn.Module) -> dict[str, list[str]]:

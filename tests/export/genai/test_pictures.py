@@ -1,0 +1,154 @@
+"""Graphs and packages of models that read pictures: one file per tower, and a cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fixture import relative_difference
+from small_decoders import TARGET, genai
+from small_readers import reader_task
+
+from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.errors import ExportError
+from autocompress.export.artifact import write_model
+from autocompress.export.build import Builder
+from autocompress.export.compressor import Compressor
+from autocompress.export.genai.generation import check_generation
+from autocompress.export.genai.package import write_package
+from autocompress.export.genai.phases import phase_feed
+from autocompress.export.genai.source import check_folder_kind
+from autocompress.export.identity import check_identity
+from autocompress.export.subject import builder_for
+from autocompress.measure.prepare import prepared
+from autocompress.targets.device.sessions import SessionSettings, open_session, size_of
+from autocompress.targets.target import find_target
+from autocompress.task.calls import call_model
+from autocompress.task.task import Task
+
+pytest.importorskip("PIL.Image", reason="needs Pillow: pip install pillow")
+CONFIGS = (
+    ModuleConfig(weight_bits=4, group_size=16, symmetric=False),
+    ModuleConfig(weight_bits=8, activation_bits=8),
+    ModuleConfig(weight_bits=8, group_size=16),
+)
+SMOLVLM = pytest.param("smolvlm", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["llava", "idefics3", SMOLVLM])
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Task, Builder]:
+    task = prepared(reader_task(tmp_path_factory.mktemp("readers"), request.param))
+    modules = find_modules(task.model, task.example_inputs, task.towers)
+    return task, builder_for(task, modules, find_target(TARGET))
+
+
+def mixed(builder: Builder) -> Candidate:
+    """Return a candidate with all forms in all towers."""
+    configs: dict[str, ModuleConfig] = {}
+    for i, module in enumerate(builder.module_map):
+        config = CONFIGS[i % 3]
+        if module.kind != "linear" and config.activation_bits == 8:
+            config = ModuleConfig(weight_bits=8)
+        configs[module.name] = config
+    return Candidate.of(configs)
+
+
+def test_the_float_graph_computes_what_the_model_does_in_padded_batches(
+    made: tuple[Task, Builder],
+) -> None:
+    task, builder = made
+    towers = {module.tower for module in builder.module_map}
+    assert towers == {"vision", "projector", "embedding", "language"}
+    assert check_identity(Compressor.of(builder), find_target(TARGET), task).float_file < 1e-4
+    session, padded = open_session(builder.baseline), 0
+    for inputs, _ in task.validation:
+        with torch.no_grad():
+            expected = call_model(task.model, inputs).numpy()
+        output = session.run(None, builder.lowered.feed(inputs))[0]
+        assert relative_difference(output, expected) < 1e-4
+        padded += int((inputs["attention_mask"] == 0).sum())  # type: ignore[index,call-overload]
+    assert padded, "no batch has padding between prompt and answer"
+
+
+def test_a_token_behind_its_picture_reads_no_picture(made: tuple[Task, Builder]) -> None:
+    task, builder = made
+    file = Compressor.of(builder).graph(mixed(builder))
+    feed = phase_feed(builder.lowered, task.example_inputs, "decode")
+    assert len(feed["pixel_values"]) == 0
+    assert feed["input_ids"].shape == (1, 0)
+    logits = open_session(file.SerializeToString()).run(None, dict(feed))[0]
+    assert logits.shape[:2] == (1, 1)
+    assert np.isfinite(logits).all()
+
+
+def test_a_package_has_a_file_per_tower_and_generates_what_is_simulated(
+    made: tuple[Task, Builder], tmp_path: Path
+) -> None:
+    task, builder = made
+    compressor, candidate = Compressor.of(builder), mixed(builder)
+    size = write_model(tmp_path, compressor.graph(candidate))
+    files = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    towers = {f"model.{name}.onnx" for name in ("vision", "embedding", "decoder")}
+    assert files.keys() == {"model.onnx", "model.onnx.data"} | towers
+    assert sum(files.values()) == size == size_of(str(tmp_path / "model.onnx"))
+    assert size == builder.size_bytes(candidate)
+    write_package(tmp_path, builder.lowered.papers, task.pretrained, SessionSettings())
+    assert genai.Model(str(tmp_path)).type == "gemma3"
+    session = open_session(str(tmp_path / "model.onnx"))
+    parts = (compressor.module(candidate), task.first_batch[0], builder.lowered.feed)
+    generated = check_generation(tmp_path, session, *parts)
+    assert generated.equal >= generated.tokens - 1
+    assert generated.tokens > 4
+
+
+def test_towers_compute_what_the_whole_file_does(
+    made: tuple[Task, Builder], tmp_path: Path
+) -> None:
+    task, builder = made
+    write_model(tmp_path, Compressor.of(builder).graph(mixed(builder)))
+    feed = builder.lowered.feed(task.example_inputs)
+    whole: Any = open_session(str(tmp_path / "model.onnx"))
+    vision, embedding, decoder = (
+        open_session(str(tmp_path / f"model.{name}.onnx"))
+        for name in ("vision", "embedding", "decoder")
+    )
+    (features,) = vision.run(None, {"pixel_values": feed["pixel_values"]})
+    tokens = np.concatenate([feed["input_ids"], feed["decoder_input_ids"]], 1)
+    texts = {"input_ids": tokens, "image_features": features}
+    (embeddings,) = embedding.run(None, texts)
+    caches = {name: feed[name] for name in builder.lowered.caches}
+    inputs = {"inputs_embeds": embeddings, "attention_mask": np.ones_like(tokens), **caches}
+    outputs = decoder.run(None, inputs)
+    expected = whole.run(None, dict(feed))
+    assert relative_difference(outputs[0][:, -1], expected[0][:, -1]) < 1e-3
+    for name, one, other in zip(whole.get_outputs()[1:], outputs[1:], expected[1:], strict=True):
+        assert relative_difference(one, other) < 1e-3, name.name
+
+
+def test_a_tied_table_lies_once_in_the_files_of_a_package(tmp_path: Path) -> None:
+    task = prepared(reader_task(tmp_path, "smolvlm"))
+    modules = find_modules(task.model, task.example_inputs, task.towers)
+    builder = builder_for(task, modules, find_target(TARGET))
+    (table,) = [one for one in builder.module_map if one.tower == "embedding"]
+    file = Compressor.of(builder).graph(Candidate.of({table.name: CONFIGS[0]}))
+    write_model(tmp_path / "package", file)
+    places = set()
+    for name in ("embedding", "decoder"):
+        graph = onnx.load(tmp_path / f"package/model.{name}.onnx", load_external_data=False).graph
+        for tensor in graph.initializer:
+            if tensor.data_type == onnx.TensorProto.UINT8 and tensor.external_data:
+                places.add((name, {e.key: e.value for e in tensor.external_data}["offset"]))
+    assert {name for name, _ in places} == {"embedding", "decoder"}
+    assert len({offset for _, offset in places}) == 1
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration"])
+def test_other_families_are_refused_before_data_are_read(name: str) -> None:
+    with pytest.raises(ExportError, match=f"no decoder with a cache is known for {name}"):
+        check_folder_kind(find_target(TARGET), "image-text-to-text", [name])
