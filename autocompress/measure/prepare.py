@@ -100,7 +100,10 @@ def prepared(
                 f"{_why_whole(task)}: batches are never cut nor joined, "
                 "and files take the shape of example_inputs"
             )
-    return plain_task(replace(task, batch_first=batch_first))
+    task = plain_task(replace(task, batch_first=batch_first))
+    if task.no_gradient:
+        say(f"{task.no_gradient}: candidates are not trained")
+    return task
 
 
 def _check_accumulators(task: Task) -> None:

@@ -19,7 +19,7 @@ import torch
 from autocompress.cache import cache_folder
 from autocompress.compress.recover.sequences import check_causal
 from autocompress.compress.recover.student import on_student, taught
-from autocompress.errors import LimitError, RunFolderError, nearest_name
+from autocompress.errors import LimitError, RunFolderError, TaskError, nearest_name
 from autocompress.export.genai.source import check_decoder
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import ModuleMap, find_modules
@@ -152,7 +152,15 @@ def check_request(
     setup("finding modules", 0.0)
     with looking(setup.look):
         module_map = find_modules(learner.model, task.example_inputs, task.towers)
-    limits = _checked_limits(learner, space.bind(module_map, target), settings)
+    bound = space.bind(module_map, target)
+    limits = _checked_limits(learner, bound, settings)
+    wanted = {
+        "finalize_steps": settings.finalize_steps or 0,
+        "student_steps": 0 if task.student is None else bound.recovery.student_steps,
+    }
+    for name, steps in wanted.items():
+        if steps > 0 and task.no_gradient:
+            raise TaskError(f"task: {name} {steps}: {task.no_gradient}; nearest valid value: 0")
     return Request(task, learner, space, target, device, module_map, limits)
 
 

@@ -157,7 +157,11 @@ def _compressed(
     compressor = Compressor.of(builder, cache_folder() / "variants", device=device)
     check_identity(compressor, target, learner)
     trained = None
-    if settings.recover and candidate.distillation.steps > 0:
+    steps = candidate.distillation.steps
+    if settings.recover and steps > 0:
+        if learner.no_gradient:
+            reason = f"{learner.no_gradient}; nearest valid value: 0"
+            raise SpaceError(f"candidate: distillation: steps {steps}: {reason}")
         trained = _recovered(task, learner, compressor, candidate, device, settings.seed)
     return compressor, candidate, trained
 

@@ -175,6 +175,10 @@ class RecoverySpace:
         temperature = space.choices["temperature"][:1]
         return replace(space, choices={**space.choices, "temperature": temperature})
 
+    def untrained(self) -> RecoverySpace:
+        """Return the space without training, for a task that nothing can train."""
+        return replace(self, rungs=(), plans_steps=False, tests_rates=False)
+
 
 def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     """Return the recovery that the key `distillation` of a space describes.

@@ -55,6 +55,22 @@ def copied(
 
 
 @contextlib.contextmanager
+def with_gradients(model: nn.Module) -> Iterator[None]:
+    """Let all weights of a model have gradients inside the block, which keeps no activations.
+
+    Only whether a tensor has a gradient can be found out there.
+
+    Args:
+        model: a copy; its weights have gradients behind the block too.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    nothing = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda kept: kept)
+    with torch.enable_grad(), nothing:
+        yield
+
+
+@contextlib.contextmanager
 def shortened_rows(model: nn.Module) -> Iterator[None]:
     """Give a model tables without `max_norm` inside the block, as its copies have them.
 

@@ -33,11 +33,11 @@ from autocompress.task.calls import (
     run_model,
     target_of,
 )
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, with_gradients
 from autocompress.task.loading import Unlabelled
 from autocompress.task.output_kinds import find_kinds
 from autocompress.task.outputs import OutputKind, as_labels, default_loss, sample_divergence
-from autocompress.task.user_code import user_code
+from autocompress.task.user_code import UserCodeError, user_code
 
 
 @dataclass(frozen=True)
@@ -254,6 +254,31 @@ class Task:
     def has_labels(self) -> bool:
         """Return True if training batches have targets that give a loss."""
         return self.teaches(first_batch(self.training_batches(), "train")[1])
+
+    @cached_property
+    def no_gradient(self) -> str:
+        """Return why no training can reach the weights; "" if it can.
+
+        It is read from the first training batch, with all weights learning.
+        """
+        inputs, target = first_batch(self.training_batches(), "train")
+        model = copied(self.student or self.model, shares_weights=True)
+        inputs = map_inputs(inputs, lambda tensor: tensor.cpu())
+        with with_gradients(model):
+            try:
+                outputs = self.outputs_of(model, inputs)
+            except UserCodeError as error:
+                return f"with gradients, {str(error).removeprefix('task: ')}"
+            if not any(output.requires_grad for output in outputs.values()):
+                return "the outputs of the model have no gradient"
+            primary = outputs[self.primary_name]
+            own_divergence = self.divergence is not None and primary.requires_grad
+            if own_divergence and not self.output_divergence(primary, primary).requires_grad:
+                return "the divergence of the task has no gradient"
+            own_loss = self.loss is not None and self.teaches(target)
+            if own_loss and not self.training_loss(outputs, target).requires_grad:
+                return "the loss of the task has no gradient"
+        return ""
 
     def teaches(self, target: Any) -> bool:
         """Return True if a target gives a loss.

@@ -128,6 +128,21 @@ class Recurrent(nn.Module):
         return self.head(self.norm(self.gru(x)[1][-1])) + hidden[0, :, :3]
 
 
+class MoreKeys(nn.Module):
+    """Attention with a learned key and a key of zeros behind the others."""
+
+    def __init__(self, **options: int) -> None:
+        super().__init__()
+        self.att = nn.MultiheadAttention(
+            16, 2, add_bias_kv=True, add_zero_attn=True, batch_first=True, **options
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        mixed, weights = self.att(q, k, k)
+        return self.head(mixed.mean(1)) + weights[:, 0, :3]
+
+
 def hooked() -> nn.Module:
     net = nn.Sequential(
         nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
@@ -217,6 +232,16 @@ MODELS: dict[
         floats(5, 16),
         {"att.in_proj", "att.in_proj_1", "att.in_proj_2", "att.out_proj", "head"},
     ),
+    "attention with further keys": (
+        MoreKeys,
+        lambda: (torch.randn(96, 5, 16), torch.randn(96, 7, 16)),
+        {"att.in_proj", "att.in_proj_1", "att.out_proj", "head"},
+    ),
+    "attention with further keys of another width": (
+        lambda: MoreKeys(kdim=10, vdim=10),
+        lambda: (torch.randn(96, 5, 16), torch.randn(96, 7, 10)),
+        {"att.q_proj", "att.k_proj", "att.v_proj", "att.out_proj", "head"},
+    ),
     "padding mask": (
         Masked,
         ids_and_mask,
@@ -282,6 +307,7 @@ def test_the_plain_model_is_the_model(name: str) -> None:
         pytest.param("convolution subclass", marks=pytest.mark.extensive),
         "hooks",
         "padding mask",
+        "attention with further keys",
         "one module in several places",
         "recurrent",
     ],

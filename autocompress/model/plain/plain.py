@@ -28,7 +28,7 @@ from autocompress.model.plain.program import COVERED, exported_program, with_mod
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.same import check_same, same_outputs
 from autocompress.model.plain.split import split_modules
-from autocompress.model.plain.watch import covered_weights, watched
+from autocompress.model.plain.watch import covered_weights, learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 from autocompress.task.copies import copied, shortened_rows
@@ -63,9 +63,9 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Return a copy of a model on the CPU, in eval mode, whose covered modules are plain.
 
     That is the module tree with fused modules split, if all covered modules are plain and it gives
-    the same outputs; else the exported program. If no program can be exported, the tree is returned
-    all the same (whole, if splitting changes its outputs); `is_plain` tells which of its modules
-    are not covered then.
+    the same outputs, with gradients; else the exported program. If no program can be exported, the
+    tree is returned all the same (whole, if splitting changes its outputs); `is_plain` tells which
+    of its modules are not covered then.
 
     Args:
         model: any module; it is not changed.
@@ -89,7 +89,9 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         )
     alike = same_outputs(model, tree, inputs)
     plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
-    if plain and (isinstance(model, fx.GraphModule) or not (seen.multiplies_more or seen.hides)):
+    trains = not plain or learns(tree, inputs)
+    more = seen.multiplies_more or seen.hides or not trains
+    if plain and (isinstance(model, fx.GraphModule) or not more):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
     # of the module that it was made for.
@@ -98,9 +100,11 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     with _in_eval_mode(exported), exportable(exported), shortened_rows(exported):
         program = _program(exported, inputs)
         program = None if program is None else copied(program, shares_weights=True)
-    if program is None or (plain and not seen.hides and not _covers_more(program, tree)):
+    if program is None:
         return tree if alike else model
-    return program
+    if plain and not trains and learns(program, inputs):
+        return program
+    return tree if plain and not (seen.hides or _covers_more(program, tree)) else program
 
 
 def form_of(plain: nn.Module) -> str:

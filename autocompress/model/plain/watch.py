@@ -14,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autocompress.model.plain.program import COVERED
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
+from autocompress.task.copies import copied, with_gradients
+from autocompress.task.user_code import UserCodeError
 
+FUSED = (nn.MultiheadAttention, nn.RNNBase)
 ROUNDED = 1e-5  # by which rows that were shortened may be longer than they should
 # In the names of operators that multiply by a weight, or look rows of it up.
 PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")
@@ -82,18 +85,42 @@ def watched(model: nn.Module, inputs: Inputs) -> Watch:
     return watch
 
 
+def learns(model: nn.Module, inputs: Inputs) -> bool:
+    """Return True if the primary output of a model has a gradient, once its weights learn.
+
+    A forward under `torch.no_grad` or `torch.inference_mode` gives none.
+
+    Args:
+        model: any module; it is not changed.
+        inputs: one batch of inputs on the model's device.
+
+    Returns:
+        True also if a run with gradients fails.
+    """
+    own = copied(model, None, shares_weights=True)
+    try:
+        with with_gradients(own):
+            return call_model(own, inputs).requires_grad
+    except UserCodeError:
+        return True
+
+
 def covered_weights(model: nn.Module) -> dict[int, int]:
     """Return the sizes of the parameters that covered modules hold.
 
+    An attention or a recurrent layer that was not split is not covered.
+
     Args:
-        model: any module.
+        model: a tree with its fused modules split, or a program.
 
     Returns:
         Identity of the parameter -> number of elements.
     """
-    sizes = {}
+    sizes: dict[int, int] = {}
+    whole = [module for module in model.modules() if isinstance(module, FUSED)]
+    inside = {id(part) for module in whole for part in module.modules()}
     for module in model.modules():
-        if isinstance(module, COVERED):
+        if isinstance(module, COVERED) and id(module) not in inside:
             for parameter in module.parameters(recurse=False):
                 sizes[id(parameter)] = parameter.numel()
     return sizes

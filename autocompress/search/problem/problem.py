@@ -366,6 +366,7 @@ def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> 
     bound = space.bind(builder.module_map, target)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     recovery = bound.recovery.fitted(task.has_labels, logits, parameters)
+    recovery = recovery.untrained() if task.no_gradient else recovery
     return replace(bound, recovery=recovery)
 
 

@@ -1,0 +1,103 @@
+"""Models, losses and divergences that give no gradients, by which recovery would train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import autocompress as ac
+from autocompress.errors import AutocompressError
+from autocompress.measure.prepare import prepared
+
+LESSON = ac.Candidate.of({"first": ac.ModuleConfig(weight_bits=4)}, ac.Distillation(steps=2))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(8, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.first(x).relu())
+        return scores
+
+
+class Ungraded(Net):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Inferring(Net):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Detached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())
+
+
+def task_of(model: nn.Module) -> ac.Task:
+    torch.manual_seed(0)
+    inputs = torch.randn(32, 8)
+    with torch.no_grad():
+        target = model.eval()(inputs).argmax(1)
+    batches = list(zip(inputs.split(8), target.split(8), strict=True))
+    return ac.Task("gradients", model, inputs[:1], batches, accuracy, train=batches)
+
+
+@pytest.mark.parametrize("kind", [Ungraded, Inferring])
+def test_a_forward_that_switches_gradients_off_is_trained_as_a_program(kind: type[Net]) -> None:
+    said: list[str] = []
+    task = prepared(task_of(kind()), said.append)
+    assert isinstance(task.model, fx.GraphModule)
+    assert (task.no_gradient, said) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        (Detached(), {}, "the outputs of the model"),
+        (
+            Net(),
+            {"divergence": lambda s, t: (s.argmax(1) != t.argmax(1)).float()},
+            "the divergence of the task",
+        ),
+        (Net(), {"loss": lambda o, t: (o.argmax(1) != t).float().mean()}, "the loss of the task"),
+    ],
+    ids=["model", "divergence", "loss"],
+)
+def test_what_has_no_gradient_is_said(model: nn.Module, changes: Any, said: str) -> None:
+    lines: list[str] = []
+    task = replace(task_of(model), **changes)
+    reason = prepared(task, lines.append).no_gradient
+    assert reason.startswith(said)
+    assert reason.endswith("no gradient")
+    assert lines == [f"{reason}: candidates are not trained"]
+    with pytest.raises(AutocompressError, match=r"steps 2: .* no gradient; nearest valid value: 0"):
+        ac.compress(task, LESSON)
+
+
+@pytest.mark.slow
+def test_a_search_of_a_model_without_gradients_trains_nothing(tmp_path: Path) -> None:
+    space = {
+        "modules": [{"match": "*", "weight_bits": [3, 4]}],
+        "distillation": {"steps": 4},
+    }
+    task, options = task_of(Detached()), {"out": tmp_path / "run", "quiet": True}
+    with pytest.raises(AutocompressError, match=r"finalize_steps 5: .*; nearest valid value: 0"):
+        ac.search(task, space, n_trials=2, finalize_steps=5, **options)
+    ac.search(task, space, n_trials=2, **options)
+    rows = (tmp_path / "run" / "trials.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows] == ["COMPLETE"] * 2
