@@ -114,7 +114,7 @@ class MemoryBudget:
         Args:
             choices: (n, modules + groups) allocations.
         """
-        return self._by_step(choices).max(1, initial=0.0)
+        return np.asarray(self._by_step(choices).max(1, initial=0.0))
 
     def relieved(self, choices: Choices, weights: Array | None = None) -> Choices:
         """Return allocations with changes that bring their memory below the limit.
