@@ -209,7 +209,7 @@ class MemoryBudget:
         """Return (steps, activations) 1 where an activation is alive."""
         first, last = self.activations.alive.T
         steps = np.arange(self.activations.steps)[:, None]
-        return ((steps >= first) & (steps <= last)).astype(float)
+        return np.asarray((steps >= first) & (steps <= last), dtype=float)
 
     @cached_property
     def _integer(self) -> list[NDArray[np.bool_]]:
