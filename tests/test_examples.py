@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> dict:
         ("image_classifier.py", "--space space.yaml"),
         ("image_text_model.py", ""),
         ("lstm.py", ""),
-        ("microcontroller.py", "--space space.yaml --max-size 60%"),
+        ("microcontroller.py", "--space space.yaml --max-size 60% --max-memory 50%"),
         ("two_metrics.py", ""),
         ("ray_workers.py", "--space space.yaml --workers 1"),
         pytest.param(

@@ -51,6 +51,7 @@ from autocompress.task.batches import Inputs, describe_inputs
 
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
+INTEGER_ENDS = "integer_ends"  # entry of a recipe: the file has int8 inputs and outputs
 FLAT_SHAPES = "flat_shapes"  # entry of a recipe: input shapes of a .tflite file
 
 
@@ -202,6 +203,7 @@ def write_recipe(
         },
         **({GRAPH: DECODER} if builder.lowered.caches else {}),
         **({} if flat is None else {FLAT_SHAPES: {name: [*flat[name]] for name in flat}}),
+        **({INTEGER_ENDS: True} if builder.integer_ends else {}),
         "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
         "modules": _described_modules(builder, candidate),

@@ -28,7 +28,7 @@ from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.genai.attention import attention_products
 from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
-from autocompress.export.litert.translate import owners_of, translated
+from autocompress.export.litert.translate import Translated, owners_of, translated
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.export.lowering.placeholder import placeholder_variant
 from autocompress.export.lowering.rewrite import Recipe, rewrite
@@ -66,6 +66,7 @@ class Builder:
         phase: of a decoder with a cache, whose latency decides; "" for other graphs.
         mixed: mix of phases that the times of kernels are of, in words; "" for no mix.
         flat_shapes: of the inputs by name, for files in the format of LiteRT; None for ONNX.
+        integer_ends: True if inputs and outputs of such files are int8 where they are rounded.
     """
 
     lowered: LoweredModel
@@ -79,6 +80,7 @@ class Builder:
     phase: str = ""
     mixed: str = ""
     flat_shapes: Mapping[str, tuple[int, ...]] | None = None
+    integer_ends: bool = False
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -116,8 +118,19 @@ class Builder:
         Raises:
             ExportError: LiteRT has no operator for a node.
         """
+        return self.flat(graph).content
+
+    def flat(self, graph: ModelProto) -> Translated:
+        """Return the .tflite file of a graph with the names of its tensors.
+
+        Args:
+            graph: with its weights.
+
+        Raises:
+            ExportError: LiteRT has no operator for a node.
+        """
         assert self.flat_shapes is not None
-        return translated(graph, self.flat_shapes).content
+        return translated(graph, self.flat_shapes, self.integer_ends)
 
     @property
     def teacher(self) -> nn.Module:
@@ -284,8 +297,7 @@ class Builder:
             The content, and the module by the name of each tensor.
         """
         graph, owners = self.placeholder_graph(candidate)
-        assert self.flat_shapes is not None
-        flat = translated(graph, self.flat_shapes)
+        flat = self.flat(graph)
         return flat.content, owners_of(flat, owners)
 
     def size_bytes(self, candidate: Candidate) -> int:

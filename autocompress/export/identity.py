@@ -178,10 +178,14 @@ def _eight_bits(builder: Builder, target: Target) -> Candidate:
     """Return the candidate of 8-bit weights, on the integer kernels of the target."""
     integer = target.integer_kinds if 8 in target.activation_bits else ()
     bits = 8 if 8 in target.weight_bits else 32
+    rounded = integer if target.integers_only else {m.kind for m in builder.module_map}
     # The range that takes no search: what is compared is arithmetic, not accuracy.
     configs = {
         m.name: ModuleConfig(
-            bits, 8 if m.kind in integer else 32, algorithm="nearest", weight_range="min_max"
+            *(bits if m.kind in rounded else 32, 8 if m.kind in integer else 32),
+            activation_mode="static" if target.integers_only and m.kind == "linear" else "auto",
+            algorithm="nearest",
+            weight_range="min_max",
         )
         for m in builder.module_map
     }

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.export.arithmetic import arithmetic_words
-from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe
+from autocompress.export.artifact import (
+    DECODER,
+    FLAT_SHAPES,
+    GRAPH,
+    INTEGER_ENDS,
+    read_recipe,
+)
 from autocompress.export.genai.builder import CONFIG
 from autocompress.export.genai.package import program as program_of
 from autocompress.measure.robustness import PARTS
@@ -89,8 +95,24 @@ def session_line(settings: SessionSettings) -> str:
     return f"session = onnxruntime.InferenceSession({arguments})"
 
 
-def _flat_lines(feed: str) -> list[str]:
-    """Return the lines that run a file in LiteRT."""
+def _flat_lines(feed: str, integer_ends: bool) -> list[str]:
+    """Return the lines that run a file in LiteRT, where inputs and outputs may be integers."""
+    if integer_ends:
+        return [
+            "session.allocate_tensors()",
+            f"feed = {{{feed}}}",
+            "for one in session.get_input_details():",
+            '    (scale, zero), value = one["quantization"], feed[one["name"]]',
+            "    if scale:  # integers stand for (q - zero) * scale",
+            '        value = (value / scale).round().astype("int32") + zero',
+            '        value = value.clip(-128, 127).astype("int8")',
+            '    session.set_tensor(one["index"], value)',
+            "session.invoke()",
+            "outputs = []",
+            "for one in session.get_output_details():",
+            '    (scale, zero), value = one["quantization"], session.get_tensor(one["index"])',
+            '    outputs.append((value.astype("float32") - zero) * scale if scale else value)',
+        ]
     return [
         "session.allocate_tensors()",
         f"feed = {{{feed}}}",
@@ -203,7 +225,7 @@ def write_notes(
     opening = [*option_lines(settings), session_line(settings)]
     program = [*opening, f"outputs = {call}{{{feed}}})"]
     if settings.runtime == LITERT.runtime:
-        program = [*opening, *_flat_lines(feed)]
+        program = [*opening, *_flat_lines(feed, INTEGER_ENDS in read_recipe(folder))]
     if (folder / CONFIG).is_file():  # a package of onnxruntime-genai
         program = [*program_of(read_json(folder / CONFIG))]
     lines = [

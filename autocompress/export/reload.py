@@ -26,7 +26,14 @@ from autocompress.compress.recover.recover import recover
 from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
-from autocompress.export.artifact import DECODER, FLAT_SHAPES, GRAPH, read_recipe, write_file
+from autocompress.export.artifact import (
+    DECODER,
+    FLAT_SHAPES,
+    GRAPH,
+    INTEGER_ENDS,
+    read_recipe,
+    write_file,
+)
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.large_files import digest_of
@@ -192,7 +199,9 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Buil
     # point were learned: its training began with calibrated ones.
     ranges = builder.ranges if recipe["trained"] else {**builder.ranges, **_ranges(recipe)}
     shapes = None if flat is None else {name: tuple(flat[name]) for name in flat}
-    compressor = Compressor.of(replace(builder, forms=forms, ranges=ranges, flat_shapes=shapes))
+    builder = replace(builder, forms=forms, ranges=ranges, flat_shapes=shapes)
+    ends = bool(recipe.get(INTEGER_ENDS, False))
+    compressor = Compressor.of(replace(builder, integer_ends=ends))
     trained = None
     if recipe["trained"] and (folder / recipe["weights"]).is_file():
         trained = Trained.from_tensors(_weights(folder, recipe))

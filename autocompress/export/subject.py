@@ -25,7 +25,7 @@ from autocompress.export.build import Builder
 from autocompress.export.float_graph.large_files import needs_other_file
 from autocompress.export.genai.phases import at_phase, mixed_note
 from autocompress.export.genai.source import decoder_source
-from autocompress.export.litert.check import with_flat_files
+from autocompress.export.litert.check import check_operators, with_flat_files
 from autocompress.export.prepare import prepare
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.results.files import MODEL_FILE
@@ -86,7 +86,11 @@ def builder_for(
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
     mixed = mixed_note(task.example_inputs, target.phase)
     builder = replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
-    return with_flat_files(builder, task) if target.litert else builder
+    if not target.litert:
+        return builder
+    builder = with_flat_files(replace(builder, integer_ends=target.integer_ends), task)
+    check_operators(builder, target)
+    return builder
 
 
 def layout_of(builder: Builder) -> Layout:

@@ -183,8 +183,8 @@ def _why(
         return f"{pick.shortfall[0].upper()}{pick.shortfall[1:]}."
     within = front.within(**limits)
     most = metric.most(limits["max_accuracy_drop"], len(within) == 1)
-    names = ("max_size_bytes", "max_latency_ms", "max_memory_bytes", "floors")
-    others = any(limits.get(name) for name in names)
+    given = ("max_size_bytes", "max_latency_ms", "max_memory_bytes", "floors")
+    others = any(limits.get(name) for name in given)
     meet = " and meet" + ("" if len(within) > 1 else "s") + " the other limits" if others else ""
     rule = most + meet
     if len(within) == 1:

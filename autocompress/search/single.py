@@ -232,6 +232,11 @@ def _check_kind(
             f"{where}: activation_mode {config.activation_mode}: target {target.name} has "
             f"calibrated ranges alone for kind {module.kind}; nearest valid value: static"
         )
+    if target.integers_only and config.weight_bits < 32 and config.activation_bits == 32:
+        raise SpaceError(
+            f"{where}: weight_bits {config.weight_bits}: target {target.name} computes with "
+            "rounded weights on 8-bit inputs alone; nearest valid value: activation_bits 8"
+        )
     if config.activation_bits == 8 and config.weight_bits > 8:
         raise SpaceError(
             f"{where}: activation_bits 8 needs integer weights, got weight_bits "

@@ -48,6 +48,8 @@ class Applicability:
         if axis in ("algorithm", "reconstruction"):
             return module.kind in ("linear", "conv")
         if axis == "activation_bits":
+            return module.kind in self.target.integer_kinds and not self.target.integers_only
+        if axis == "weight_bits" and self.target.integers_only:
             return module.kind in self.target.integer_kinds
         if axis == "activation_mode":
             return module.kind in self.target.dynamic_kinds
@@ -69,6 +71,10 @@ class Applicability:
             return f"target {self.target.name} has one scale per channel for the rule's modules"
         if axis in ("algorithm", "reconstruction"):
             return "no module of the rule is linear or a convolution"
+        if axis == "activation_bits" and self.target.integers_only:
+            return f"target {self.target.name} rounds inputs to 8 bits where it rounds weights"
+        if axis == "weight_bits":
+            return f"target {self.target.name} rounds no weights of the rule's modules"
         if axis == "activation_mode" and self.target.dynamic_kinds != self.target.integer_kinds:
             return f"target {self.target.name} has no choice of ranges for the rule's modules"
         return f"target {self.target.name} has no integer kernel for the rule's modules"

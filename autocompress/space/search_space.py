@@ -80,6 +80,8 @@ class BoundSpace:
             normalisations and groups are known once the model's graph is.
         objectives: extra metrics of the task that are maximised beside accuracy.
         activation_range: method by which the ranges of static activations are found.
+        integers_only: True if rounded weights are computed with on 8-bit inputs of calibrated
+            ranges alone.
     """
 
     knobs: tuple[Knob, ...]
@@ -94,6 +96,7 @@ class BoundSpace:
     without_effect: tuple[str, ...] = ()
     objectives: tuple[str, ...] = ()
     activation_range: str = ACTIVATION_RANGE
+    integers_only: bool = False
 
     def candidate(self, parameters: Mapping[str, float]) -> Candidate:
         """Return the candidate that the study's parameters stand for.
@@ -130,8 +133,12 @@ class BoundSpace:
         rank_ratio = values.get("rank_ratio", 1.0)
         if (module, rank_ratio, values.get("decomposition", "auto")) in self.no_gain:
             values["rank_ratio"] = 1.0
-        config = ModuleConfig(**values)
         kind = self.kinds[module]
+        if self.integers_only:
+            rounded = kind in self.integer_kinds and int(values.get("weight_bits", 32)) <= 8
+            values["activation_bits"] = 8 if rounded else 32
+            values["activation_mode"] = "static" if rounded and kind == "linear" else "auto"
+        config = ModuleConfig(**values)
         if kind not in self.integer_kinds or (
             config.activation_bits == 8 and not config.integer(kind)
         ):
@@ -308,6 +315,7 @@ class SearchSpace:
             without_effect=effects,
             objectives=tuple(self.objectives),
             activation_range=self.activation_range,
+            integers_only=target.integers_only,
         )
 
     def _digest(self, knobs: Sequence[Knob], recovery: RecoverySpace) -> str:

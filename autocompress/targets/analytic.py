@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from autocompress.targets.device.graph_file import is_flat
+from autocompress.targets.device.litert.nodes import flat_nodes
 from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.figures import Figures
@@ -57,7 +59,7 @@ def analytic_times(
     `moved_bytes` says what is left out.
 
     Args:
-        model: content or path of an ONNX file.
+        model: content or path of an ONNX file, or of a .tflite file, whose operators are read.
         feed: inputs by name.
         figures: operations per second, bandwidth and launch overhead of the device.
         settings: of the session here that shows the shapes of all tensors.
@@ -65,7 +67,7 @@ def analytic_times(
     Returns:
         One `NodeTime` per operator, in microseconds on the device.
     """
-    nodes = profile_nodes(model, feed, settings, 1, LEVEL)
+    nodes = flat_nodes(model) if is_flat(model) else profile_nodes(model, feed, settings, 1, LEVEL)
     return [node._replace(microseconds=_microseconds(node, figures)) for node in nodes]
 
 

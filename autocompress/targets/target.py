@@ -57,7 +57,11 @@ class Target:
         groups: True if weights may have a scale per group, and zero points.
         portable: True if integer weights are held in a range whose products are exact on every
             processor. Otherwise they take all 8 bits where this machine's products are exact.
-        figures: of an analytic device, else None.
+        integer_ends: True if inputs and outputs of .tflite files are int8 where files round them.
+        integers_only: True if rounded weights are computed with on 8-bit inputs and outputs of
+            calibrated ranges alone, and 8-bit inputs with rounded weights.
+        operators: types of operators that .tflite files may have; () for all.
+        figures: of a device that is not at hand, whose latency is computed, else None.
         phase: for decoders with a cache, whose graph onnxruntime-genai's model builder makes: the
             latency that decides, as `phases.parse_phase` returns it. "" for all other graphs.
         described: content of its file, without `portable` and `phase`, which options replace.
@@ -77,6 +81,9 @@ class Target:
     portable: bool = True
     figures: Figures | None = None
     phase: str = field(default="", repr=False)
+    integer_ends: bool = field(default=False, repr=False)
+    integers_only: bool = field(default=False, repr=False)
+    operators: tuple[str, ...] = field(default=(), repr=False)
     described: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -92,7 +99,7 @@ class Target:
     @property
     def settings(self) -> SessionSettings:
         """Return default session settings; those of an analytic target run on ONNX Runtime here."""
-        runtime = "onnxruntime" if self.figures else self.runtime
+        runtime = "onnxruntime" if self.runtime == ANALYTIC else self.runtime
         return SessionSettings(runtime, self.provider, self.threads[0])
 
     @property
@@ -101,6 +108,8 @@ class Target:
 
         In .tflite files convolutions have calibrated ranges.
         """
+        if self.integers_only:
+            return ()
         return tuple(kind for kind in self.integer_kinds if not (self.litert and kind == "conv"))
 
     def serves(self, settings: SessionSettings) -> str:
@@ -244,11 +253,14 @@ def parse_target(name: str, data: Any) -> Target:
             f"{nearest_name(str(runtime), RUNTIMES)}"
         )
     stores, executes = data.get("stores", {}), data.get("executes", {})
-    check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity", "groups"))
+    check_keys(f"{where}: stores", stores, ("weight_bits", "sparsity", "groups", "integer_ends"))
     check_keys(
         f"{where}: executes",
         executes,
-        ("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
+        (
+            *("activation_bits", "integer_kinds", "plain_kinds", "weight_only"),
+            *("integers_only", "operators"),
+        ),
     )
     figures = _figures(where, runtime, data)
     target = Target(
@@ -278,8 +290,18 @@ def parse_target(name: str, data: Any) -> Target:
         _switch(f"{where}: portable", data.get("portable", True)),
         figures,
         _phase(where, runtime, data.get("phase", "")),
+        _switch(f"{where}: stores: integer_ends", stores.get("integer_ends", False)),
+        _switch(f"{where}: executes: integers_only", executes.get("integers_only", False)),
+        _texts(f"{where}: executes: operators", executes.get("operators", [])),
         _plain({key: value for key, value in data.items() if key not in ("portable", "phase")}),
     )
+    for key, is_given in (
+        ("stores: integer_ends", target.integer_ends),
+        ("executes: integers_only", target.integers_only),
+        ("executes: operators", target.operators),
+    ):
+        if is_given and not target.litert:
+            raise TargetError(f"{where}: {key} is of .tflite files; nearest: runtime litert")
     if runtime == "litert":
         _check_flat(where, target)
     return target
@@ -309,12 +331,14 @@ def _plain(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(where: str, runtime: str, data: Mapping[str, Any]) -> Figures | None:
-    """Return the figures of an analytic device; None for a runtime that is measured."""
-    if (runtime == ANALYTIC) != ("device" in data):
+    """Return the figures of a device that is not at hand; None for a runtime that is measured."""
+    is_given = "device" in data
+    if is_given != (runtime == ANALYTIC) and not (is_given and runtime == LITERT.runtime):
         raise TargetError(
-            f"{where}: a device's figures belong to runtime {ANALYTIC!r}, and to it alone"
+            f"{where}: a device's figures belong to runtime {ANALYTIC!r}, which needs them, and to "
+            f"{LITERT.runtime!r}"
         )
-    return parse_figures(f"{where}: device", data["device"]) if runtime == ANALYTIC else None
+    return parse_figures(f"{where}: device", data["device"]) if is_given else None
 
 
 def _phase(where: str, runtime: str, phase: Any) -> str:
@@ -357,6 +381,12 @@ def _listed(where: str, key: str, values: Any, valid: tuple[Any, ...]) -> tuple[
     return tuple(values)
 
 
+def _texts(where: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TargetError(f"{where} must be a list of names such as [CONV_2D], got {values!r}")
+    return tuple(values)
+
+
 def _switch(where: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TargetError(f"{where} must be true or false, got {value!r}")
@@ -369,12 +399,12 @@ def missing_here(target: Target) -> str:
     Args:
         target: a measured target; nothing is missing for an analytic one.
     """
+    if target.litert and importlib.util.find_spec("ai_edge_litert") is None:
+        return "LiteRT is not installed; pip install 'autocompress[litert]'"
     if target.figures is not None:
         return ""
     if target.runtime == "openvino" and importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed; pip install 'autocompress[openvino]'"
-    if target.litert and importlib.util.find_spec("ai_edge_litert") is None:
-        return "LiteRT is not installed; pip install 'autocompress[litert]'"
     if target.decoder and importlib.util.find_spec("onnxruntime_genai") is None:
         return "onnxruntime-genai is not installed; pip install 'autocompress[genai]'"
     is_processor = target.provider == PROCESSOR[target.runtime]

@@ -341,7 +341,7 @@ BAD = [
     (
         ["search", "{tasks}/cnn.py:task", "--target", "tpu"],
         2,
-        "target 'tpu' is unknown; nearest: litert-cpu; valid: litert-cpu, onnxruntime-cpu, ",
+        "target 'tpu' is unknown; nearest: litert-cpu; valid: litert-cpu, litert-micro, ",
     ),
     (
         ["search", "{tasks}/cnn.py:task", "--target", "{tmp}/device.yaml"],

@@ -61,7 +61,7 @@ WRONG = [
     (
         "search t --target onnxruntime-cpp",
         "autocompress search: --target: target 'onnxruntime-cpp' is unknown; nearest: "
-        "onnxruntime-cpu; valid: litert-cpu, onnxruntime-cpu, ",
+        "onnxruntime-cpu; valid: litert-cpu, litert-micro, ",
     ),
     (
         "search t --space defualt",

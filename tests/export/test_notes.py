@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +16,7 @@ from autocompress import Candidate, FrontPoint, Measurement, ModuleConfig
 from autocompress.export.arithmetic import PORTABLE
 from autocompress.export.artifact import RECIPE_FORMAT, write_model
 from autocompress.export.notes import DYNAMIC_RANGES, UNPACKED, write_notes
+from autocompress.targets.device.litert.flat_file import FlatFile, Rows
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.task import Pretrained
 
@@ -23,9 +25,13 @@ MEASURED = Measurement(250, 0.5, 0.875, None, {"f1_score": 0.75}, True, 2000)
 
 
 def readme(
-    folder: Path, settings: SessionSettings, config: ModuleConfig | None = None, kind: str = ""
+    folder: Path,
+    settings: SessionSettings,
+    config: ModuleConfig | None = None,
+    kind: str = "",
+    **more: object,
 ) -> str:
-    recipe = {"format": RECIPE_FORMAT, "portable": True, "modules": {"a": {"kind": kind}}}
+    recipe = {"format": RECIPE_FORMAT, "portable": True, "modules": {"a": {"kind": kind}}, **more}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     candidate = Candidate.of({} if config is None else {"a": config})
     point = FrontPoint(7, candidate, MEASURED, MEASURED, "models/0007")
@@ -110,6 +116,26 @@ def test_the_lines_of_a_readme_open_the_session(
     assert isinstance(values["session"], onnxruntime.InferenceSession)
     assert values["options"].intra_op_num_threads == 2
     assert "disabled_optimizers=['GeluFusionL2']" in code.group(1)
+
+
+def test_ends_of_integers_are_rounded_by_the_lines_of_a_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ai_edge_litert")
+    settings = SessionSettings("litert", "XNNPACK")
+    code = re.search(
+        r"```python\n(.*?)```", readme(tmp_path, settings, integer_ends=True), flags=re.S
+    )
+    assert code is not None
+    file, step = FlatFile(), Rows(np.array([0.5], np.float32), 0, 3)
+    file.inputs = [file.tensor((1,), "int8", name, step) for name in ("ids", "mask")]
+    file.outputs = [file.tensor((1,), "int8", "y", step)]
+    file.add("ADD", file.inputs, file.outputs, "AddOptions")
+    (tmp_path / "model.tflite").write_bytes(file.content())
+    monkeypatch.chdir(tmp_path)
+    values = {"ids": np.array([1.2], np.float32), "mask": np.array([-4.0], np.float32)}
+    exec(code.group(1).replace("model.onnx", "model.tflite"), values)
+    assert values["outputs"][0] == [1.0 - 4.0]
 
 
 def test_openvino_has_lines_of_its_own(tmp_path: Path) -> None:

@@ -152,6 +152,16 @@ def test_convolutions_of_litert_have_calibrated_ranges(cnn_task: Task) -> None:
         checked_candidate({conv: ModuleConfig(8, 8, activation_mode="dynamic")}, module_map, target)
 
 
+def test_microcontrollers_have_no_rounded_weights_under_floats(cnn_task: Task) -> None:
+    pytest.importorskip("ai_edge_litert")
+    for config, text in (
+        (ModuleConfig(8), "weight_bits 8: target litert-micro computes with rounded weights on 8"),
+        (ModuleConfig(8, 8), "activation_mode auto: target litert-micro has calibrated ranges al"),
+    ):
+        with pytest.raises(SpaceError, match=text):
+            ac.compress(cnn_task, Candidate.of({"fc": config}), target="litert-micro")
+
+
 def test_groups_are_pruned_by_their_root(cnn_task: Task, tmp_path: Path) -> None:
     module_map = ac.find_modules(cnn_task.model, cnn_task.example_inputs)
     member = next(m for m in module_map if m.group not in (None, m.name))

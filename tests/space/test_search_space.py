@@ -207,6 +207,24 @@ def test_the_default_space_fits_any_model(found, transformer_task) -> None:
     assert SearchSpace.load(None).bind(text, TARGET).knobs
 
 
+def test_microcontrollers_round_weights_and_inputs_together(found, transformer_task) -> None:
+    target = find_target("litert-micro", present=False)
+    text = find_modules(transformer_task.model, transformer_task.example_inputs)
+    rule = {"match": "*", "weight_bits": [4, 8, 16, 32], "activation_bits": [8, 32]}
+    rule["rank_ratio"] = [0.5, 1.0]
+    for modules in (found, text):
+        space = SearchSpace.load({"modules": [rule]}).bind(modules, target)
+        assert {knob.axis for knob in space.knobs} == {"weight_bits"}
+        for name, kind in space.kinds.items():
+            for config in space.configs(name):
+                rounded = kind in ("linear", "conv") and config.weight_bits < 32
+                assert config.activation_bits == (8 if rounded else 32)
+                assert config.weight_bits in ((4, 8, 32) if rounded else (32,))
+                assert not rounded or config.static(kind)
+    assert any("rounds inputs to 8 bits where it rounds" in line for line in space.without_effect)
+    assert any("weight_bits 16" in line for line in space.left_out)
+
+
 def test_what_a_target_cannot_execute_is_left_out_and_said(transformer_task) -> None:
     target = find_target("openvino-cpu", present=False)
     rules = [

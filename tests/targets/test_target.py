@@ -29,9 +29,26 @@ def test_built_in_targets_are_read() -> None:
     for name in names:
         target = find_target(name, present=False)
         assert target.name == name
-        assert (target.figures is not None) == name.startswith("analytic:")
+        is_computed = name.startswith("analytic:") or name == "litert-micro"
+        assert (target.figures is not None) == is_computed
         if target.figures is not None:
             assert all(target.figures.sources.values())
+
+
+def test_microcontrollers_compute_with_integers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = find_target("litert-micro", present=False)
+    assert target.litert
+    assert target.settings.runtime == "litert", "files are verified in LiteRT"
+    assert target.integers_only
+    assert target.integer_ends
+    assert target.dynamic_kinds == ()
+    assert {"CONV_2D", "QUANTIZE"} <= set(target.operators)
+    assert "EMBEDDING_LOOKUP" not in target.operators
+    phone = find_target("litert-cpu", present=False)
+    assert (phone.integers_only, phone.integer_ends, phone.operators) == (False, False, ())
+    monkeypatch.setattr(target_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TargetError, match="LiteRT is not installed; pip install 'autocompress"):
+        find_target("litert-micro")
 
 
 def test_a_file_is_a_target(tmp_path: Path) -> None:
@@ -101,6 +118,15 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
             {"runtime": "analytic", "device": {**DEVICE, "flops": 10}},
             "unknown key 'flops'; nearest: float_gops",
         ),
+        (
+            {"runtime": "onnxruntime", "stores": {"integer_ends": True}},
+            "stores: integer_ends is of .tflite files; nearest: runtime litert",
+        ),
+        (
+            {"runtime": "litert", "executes": {"operators": "CONV_2D"}},
+            "executes: operators must be a list of names such as [CONV_2D], got 'CONV_2D'",
+        ),
+        ({"runtime": "openvino", "device": DEVICE}, "which needs them, and to 'litert'"),
         ("cpu", "expected a mapping with the keys runtime"),
         ({"runtime": "litert"}, "stores: weight_bits: .tflite files have no 2; nearest: [4, 8,"),
         (
@@ -124,10 +150,13 @@ def test_what_is_missing_here_is_said(tmp_path: Path, monkeypatch) -> None:
         f"valid: {', '.join(target_names())}"
     )
     with pytest.raises(
-        TargetError, match="target 'zzz' is unknown; valid: litert-cpu, onnxruntime-cpu, "
+        TargetError,
+        match="target 'zzz' is unknown; valid: litert-cpu, litert-micro, onnxruntime-cpu, ",
     ):
         find_target("zzz")
-    with pytest.raises(TargetError, match=r"no such file; built in: litert-cpu, onnxruntime-cpu"):
+    with pytest.raises(
+        TargetError, match=r"no such file; built in: litert-cpu, litert-micro, onnxruntime-cpu"
+    ):
         find_target("mine.yaml")
     path = tmp_path / "t.yaml"
     path.write_text("runtime: onnxruntime\nprovider: NoSuchProvider\n")

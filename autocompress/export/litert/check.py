@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.differences import norm_difference
 from autocompress.errors import ExportError
 from autocompress.export.build import Builder
+from autocompress.export.litert.translator import place_of
+from autocompress.targets.device.litert.operators import flat_graph, tensor_name
 from autocompress.targets.device.sessions import LITERT, open_session
+from autocompress.targets.target import Target
 from autocompress.task.batches import Inputs, batch_size, take_samples
 from autocompress.task.task import Task
 
@@ -90,3 +95,49 @@ def flat_outputs(builder: Builder, graph: ModelProto, inputs: Inputs) -> list[Ar
             f"export: LiteRT does not run the file: {words}; nearest: --target onnxruntime-cpu"
         ) from error
     return [np.asarray(output) for output in outputs]
+
+
+def check_operators(builder: Builder, target: Target) -> None:
+    """Refuse a model whose files have operators that a target does not run.
+
+    The float file and a file of 8-bit weights are looked at.
+
+    Args:
+        builder: writes .tflite files.
+        target: names the operators that it runs.
+
+    Raises:
+        ExportError: names the operator and where it comes from.
+    """
+    if not target.operators:
+        return
+    configs = {}
+    for module in builder.module_map:
+        if module.kind in target.integer_kinds:
+            mode = "static" if module.kind == "linear" else "auto"
+            configs[module.name] = ModuleConfig(8, 8, activation_mode=mode)
+    for candidate in (Candidate(), Candidate.of(configs)):
+        graph, owners = builder.placeholder_graph(candidate, noise=False)
+        flat = builder.flat(graph)
+        names = {tensor_name(number): name for number, name in flat.names.items()}
+        nodes = flat_graph(flat.content).nodes
+        for i, node in enumerate(nodes):
+            if node.operator in target.operators:
+                continue
+            # Some operators compute a part of what a later one ends.
+            behind = (names[one.outputs[0]] for one in nodes[i:] if one.outputs[0] in names)
+            place = _module_of(graph, owners, next(behind, ""))
+            raise ExportError(
+                f"export: {node.operator} in {place}: target {target.name} runs no such operator; "
+                "nearest: --target litert-cpu"
+            )
+
+
+def _module_of(graph: ModelProto, owners: Mapping[str, str], tensor: str) -> str:
+    """Return the module that a tensor of a graph belongs to, or its name."""
+    if tensor in owners:
+        return owners[tensor]
+    for node in graph.graph.node:
+        if tensor in node.output:
+            return place_of(node)
+    return tensor

@@ -78,12 +78,15 @@ class Translated(NamedTuple):
     names: Mapping[int, str]
 
 
-def translated(proto: ModelProto, sizes: Mapping[str, Sequence[int]]) -> Translated:
+def translated(
+    proto: ModelProto, sizes: Mapping[str, Sequence[int]], integer_ends: bool = False
+) -> Translated:
     """Return the file of a graph.
 
     Args:
         proto: the graph with its weights.
         sizes: shape of each input, by name.
+        integer_ends: make inputs and outputs int8 where the graph rounds them with one scale.
 
     Returns:
         The file, which takes inputs of these shapes only.
@@ -110,8 +113,13 @@ def translated(proto: ModelProto, sizes: Mapping[str, Sequence[int]]) -> Transla
                 f"export: input {one.name} is {kind}, which LiteRT does not take; nearest: float32"
             )
         shape = tuple(int(size) for size in sizes[one.name])
-        number = t.file.tensor(shape, kind, one.name)
-        t.known[one.name] = Value(shape, kind, {FIRST: number})
+        step = integers.step_of_readers(t, one.name) if integer_ends else None
+        if step is None:
+            number = t.file.tensor(shape, kind, one.name)
+            t.known[one.name] = Value(shape, kind, {FIRST: number})
+        else:
+            number = t.file.tensor(shape, "int8", one.name, step.rows)
+            t.known[one.name] = Value(shape, kind, {}, step, {FIRST: number})
         t.file.inputs.append(number)
     for node in graph.node:
         if node.output[0] in t.done:
@@ -121,7 +129,7 @@ def translated(proto: ModelProto, sizes: Mapping[str, Sequence[int]]) -> Transla
         except (KeyError, ValueError, IndexError, TypeError) as error:
             t.refuse(node, f"this form of it is not supported ({type(error).__name__}: {error})")
     for output in graph.output:
-        _finish(t, output.name)
+        _finish(t, output.name, integer_ends)
     return Translated(t.file.content(), t.names)
 
 
@@ -160,14 +168,14 @@ def translate_node(t: Translator, node: NodeProto) -> None:
         t.refuse(node, "LiteRT has no such operator")
 
 
-def _finish(t: Translator, name: str) -> None:
+def _finish(t: Translator, name: str, integer_ends: bool) -> None:
     """Make a tensor of the graph an output of the file, in the graph's layout, under its name."""
     known = t.known[name]
     value = known if isinstance(known, Value) else None
     if value is None:
         array = np.asarray(known)
         value = Value(array.shape, array.dtype.name, {FIRST: t.constant(array)})
-    number = t.read(value)
+    number = t.raw(value) if integer_ends else t.read(value)
     constant = t.file.tensors[number].buffer != 0
     if constant or number in t.file.inputs or number in t.file.outputs:
         number = t.reshaped(number, value.shape)

@@ -56,12 +56,8 @@ class Translator:
             node: of the graph.
             why: reason, as the end of a sentence.
         """
-        scopes = [one.value for one in node.metadata_props if one.key == SCOPES]
-        where = scopes[0].strip("[]").split(",")[-2:-1] if scopes else []
-        place = where[0].strip(" '\"") if where else node.output[0]
         raise ExportError(
-            f"export: {node.op_type} in {place or node.output[0]}: {why}; nearest: "
-            "--target onnxruntime-cpu"
+            f"export: {node.op_type} in {place_of(node)}: {why}; nearest: --target onnxruntime-cpu"
         )
 
     def value(self, node: NodeProto, position: int) -> Value:
@@ -360,6 +356,18 @@ class Translator:
             value: of the graph.
         """
         return prod(value.shape)
+
+
+def place_of(node: NodeProto) -> str:
+    """Return the module that a node comes from; its output if that is not known.
+
+    Args:
+        node: of a graph.
+    """
+    scopes = [one.value for one in node.metadata_props if one.key == SCOPES]
+    where = scopes[0].strip("[]").split(",")[-2:-1] if scopes else []
+    place = where[0].strip(" '\"") if where else node.output[0]
+    return place or str(node.output[0])
 
 
 def address(array: Array) -> int:

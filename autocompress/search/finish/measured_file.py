@@ -21,7 +21,7 @@ from autocompress.export.float_graph.large_files import digest_of
 from autocompress.export.genai.generation import check_generation
 from autocompress.export.genai.package import write_package
 from autocompress.export.litert.parts import flat_bytes_by_module
-from autocompress.export.litert.translate import owners_of, translated
+from autocompress.export.litert.translate import owners_of
 from autocompress.export.parts.modules import bytes_by_module
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.measure.robustness import corruptions, corruptions_of
@@ -188,7 +188,7 @@ def _written(
     size = write_file(place, problem.builder, graph)
     if problem.builder.flat_shapes is None:
         return size, bytes_by_module(graph, owners, names)
-    flat = translated(graph, problem.builder.flat_shapes)
+    flat = problem.builder.flat(graph)
     return size, flat_bytes_by_module(flat.content, owners_of(flat, owners), names)
 
 

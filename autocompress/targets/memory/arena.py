@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
 from math import ceil, prod
 from typing import Any
@@ -50,7 +51,7 @@ def arena_bytes(flat: Any) -> int:
         Step(tuple(map(int, one.inputs)), tuple(map(int, one.outputs))) for one in graph.operators
     ]
     alive = lifetimes(steps, map(int, graph.inputs), map(int, graph.outputs))
-    sizes = {}
+    sizes: dict[Hashable, int] = {}
     for number in alive:
         if isinstance(number, int) and number not in constants:
             sizes[number] = ceil(_size(graph.tensors[number]) / ALIGNED) * ALIGNED

@@ -18,7 +18,12 @@ from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.errors import ExportError
 from autocompress.export.compressor import Compressor
 from autocompress.export.litert import check
-from autocompress.export.litert.check import flat_outputs, flat_samples, with_flat_files
+from autocompress.export.litert.check import (
+    check_operators,
+    flat_outputs,
+    flat_samples,
+    with_flat_files,
+)
 from autocompress.export.litert.parts import flat_bytes_by_module
 from autocompress.export.litert.translate import owners_of, translated
 from autocompress.export.subject import builder_for, layout_of
@@ -108,6 +113,22 @@ def test_weights_of_4_bits_under_floats_are_a_form_of_their_own(built: Any) -> N
     }
     config = ModuleConfig(weight_bits=4, activation_bits=8)
     assert layout.form(modules["4"], config) == "int8"
+
+
+def test_operators_that_a_target_does_not_run_are_named_with_their_module(built: Any) -> None:
+    _, builder = built
+    target = find_target("litert-micro")
+    check_operators(builder, target)
+    check_operators(builder, find_target("litert-cpu"))
+    for code, place in (("FULLY_CONNECTED", "4"), ("CONV_2D", "0"), ("QUANTIZE", "")):
+        fewer = replace(target, operators=tuple(c for c in target.operators if c != code))
+        with pytest.raises(ExportError) as caught:
+            check_operators(builder, fewer)
+        text = str(caught.value)
+        assert text.startswith(f"export: {code} in {place}")
+        assert text.endswith(
+            ": target litert-micro runs no such operator; nearest: --target litert-cpu"
+        )
 
 
 def test_modules_have_their_bytes(built: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from flat_runs import assert_as_torch, flat_run, graph_of, model_graph, numbers
@@ -10,7 +13,7 @@ from onnx import helper
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError
-from autocompress.export.litert.translate import owners_of
+from autocompress.export.litert.translate import owners_of, translated
 from autocompress.targets.device.litert.operators import flat_graph
 from autocompress.targets.device.sessions import LITERT, open_session
 
@@ -89,3 +92,48 @@ def test_an_elu_of_another_alpha_is_refused() -> None:
     with pytest.raises(ExportError, match="ELU has an alpha of 1"):
         flat_run(proto, {proto.graph.input[0].name: numbers(2, 4)})
     assert_as_torch(nn.ELU(), torch.randn(2, 4))
+
+
+def rounding(name: str, source: str, scale: str) -> list[Any]:
+    """Nodes that round a tensor to 8 bits and unpack it."""
+    return [
+        helper.make_node("QuantizeLinear", [source, scale, "zero"], [f"{name}q"]),
+        helper.make_node("DequantizeLinear", [f"{name}q", scale, "zero"], [name]),
+    ]
+
+
+STEPS = {
+    "s": np.array(0.1, np.float32),
+    "w": np.array(0.2, np.float32),
+    "zero": np.array(128, np.uint8),
+}
+
+
+def ends_of(nodes: list[Any], outputs: int = 1) -> tuple[list[str], list[str]]:
+    """Return the types of the inputs and of the outputs of a file with integer ends."""
+    feed = {"x": numbers(1, 8)}
+    proto = graph_of(nodes, feed, STEPS, outputs)
+    flat = translated(proto, {"x": (1, 8)}, integer_ends=True)
+    session = open_session(flat.content, LITERT)
+    found = session.run(None, feed)
+    wanted = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, feed)
+    for one, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, expected, atol=1e-6)
+    details = (session.interpreter.get_input_details(), session.interpreter.get_output_details())
+    return tuple([np.dtype(one["dtype"]).name for one in ends] for ends in details)
+
+
+def test_ends_are_integers_where_the_graph_rounds_them() -> None:
+    both = [*rounding("r", "x", "s"), helper.make_node("Relu", ["r"], ["y"])]
+    assert ends_of(both) == (["int8"], ["int8"])
+    reads_floats = [*rounding("r", "x", "s"), helper.make_node("Add", ["r", "x"], ["y"])]
+    assert ends_of(reads_floats) == (["float32"], ["float32"])
+    two_steps = [*rounding("y", "x", "s"), *rounding("y1", "x", "w")]
+    assert ends_of(two_steps, 2) == (["float32"], ["int8", "int8"])
+    twice = [
+        *rounding("r", "x", "s"),
+        *rounding("t", "x", "s"),
+        helper.make_node("Neg", ["r"], ["y"]),
+        helper.make_node("Identity", ["t"], ["y1"]),
+    ]
+    assert ends_of(twice, 2) == (["int8"], ["float32", "int8"])

@@ -86,6 +86,23 @@ def step_ahead(t: Translator, name: str) -> Step | None:
     return step_of(t, node) if node is not None and node.op_type == "QuantizeLinear" else None
 
 
+def step_of_readers(t: Translator, name: str) -> Step | None:
+    """Return the step to which every operator that reads a tensor rounds it.
+
+    Args:
+        t: has the constants.
+        name: of a tensor of the graph.
+
+    Returns:
+        None where something reads the floats, or steps differ.
+    """
+    steps = set()
+    for node in t.readers.get(name, ()):
+        rounds = node is not None and node.op_type == "QuantizeLinear"
+        steps.add(step_of(t, node) if node is not None and rounds else None)
+    return steps.pop() if len(steps) == 1 else None
+
+
 def rounded_to(t: Translator, value: Value, step: Step, layout: str) -> int:
     """Return the integers of a tensor with a step.
 

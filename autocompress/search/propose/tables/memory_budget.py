@@ -114,7 +114,7 @@ class MemoryBudget:
         Args:
             choices: (n, modules + groups) allocations.
         """
-        return self._by_step(choices).max(1, initial=0.0)
+        return np.asarray(self._by_step(choices).max(1, initial=0.0))
 
     def relieved(self, choices: Choices, weights: Array | None = None) -> Choices:
         """Return allocations with changes that bring their memory below the limit.
@@ -209,7 +209,7 @@ class MemoryBudget:
         """Return (steps, activations) 1 where an activation is alive."""
         first, last = self.activations.alive.T
         steps = np.arange(self.activations.steps)[:, None]
-        return ((steps >= first) & (steps <= last)).astype(float)
+        return np.asarray((steps >= first) & (steps <= last), dtype=float)
 
     @cached_property
     def _integer(self) -> list[NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,6 +88,50 @@ def _code(flat: Any, operator: Any) -> str:
     return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
+class Computed(NamedTuple):
+    """Hold an operator that computes at run time.
+
+    Attributes:
+        operator: as the file has it.
+        code: its type.
+        read: numbers of the tensors that it reads.
+        weights: numbers of the stored constants of two or more dimensions among them.
+    """
+
+    operator: Any
+    code: str
+    read: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+def computed(flat: Any) -> tuple[list[Computed], set[int], dict[int, Any]]:
+    """Return the operators of a file without those that unpack constants.
+
+    Args:
+        flat: content of a file, as `read_flat` returns it.
+
+    Returns:
+        (operators in the order of the file, numbers of all constants, the operator that unpacks
+        each unpacked one).
+    """
+    (graph,) = flat.subgraphs
+    constants, unpacks = set(_constants(flat)), dict[int, Any]()
+    weights = {number for number in constants if len(graph.tensors[number].shape) >= 2}
+    nodes = []
+    for operator in graph.operators:
+        read = tuple(int(number) for number in operator.inputs if number >= 0)
+        if constants.issuperset(read):
+            for output in operator.outputs:
+                constants.add(int(output))
+                unpacks[int(output)] = operator
+                if weights.intersection(read):
+                    weights.add(int(output))
+            continue
+        own = tuple(_source(number, unpacks) for number in read if number in weights)
+        nodes.append(Computed(operator, _code(flat, operator), read, own))
+    return nodes, constants, unpacks
+
+
 def operator_times(
     model: bytes | str,
     settings: SessionSettings,
@@ -105,29 +149,21 @@ def operator_times(
     """
     flat = read_flat(model)
     (graph,) = flat.subgraphs
-    constants, unpacks = set(_constants(flat)), dict[int, Any]()
-    weights = {number for number in constants if len(graph.tensors[number].shape) >= 2}
+    nodes, constants, unpacks = computed(flat)
     times = []
-    for operator in graph.operators:
-        read = [int(number) for number in operator.inputs if number >= 0]
-        if constants.issuperset(read):
-            for output in operator.outputs:
-                constants.add(int(output))
-                unpacks[int(output)] = operator
-                if weights.intersection(read):
-                    weights.add(int(output))
-            continue
-        own = tuple(_source(number, unpacks) for number in read if number in weights)
-        seconds = _timed(flat, operator, constants, unpacks, settings, runs_of)
-        kinds = [[_kind(graph, number) for number in ends] for ends in (read, operator.outputs)]
+    for node in nodes:
+        seconds = _timed(flat, node.operator, constants, unpacks, settings, runs_of)
+        kinds = [
+            [_kind(graph, number) for number in ends] for ends in (node.read, node.operator.outputs)
+        ]
         times.append(
             NodeTime(
-                _code(flat, operator),
-                _names(operator.outputs),
+                node.code,
+                _names(node.operator.outputs),
                 seconds * 1e6,
                 tuple(kinds[0]),
                 tuple(kinds[1]),
-                tuple(tensor_name(number) for number in own),
+                tuple(tensor_name(number) for number in node.weights),
             )
         )
     return times

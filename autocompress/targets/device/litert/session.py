@@ -17,6 +17,9 @@ KINDS = {"float32": "float", "float64": "double"}  # names of ONNX Runtime that 
 class LitertSession:
     """Run a file on the processor, with the kernels of XNNPACK where it has them.
 
+    Inputs and outputs of integers with a scale are those of floats here: inputs are rounded, and
+    outputs are unpacked.
+
     Attributes:
         interpreter: of LiteRT.
     """
@@ -63,13 +66,39 @@ class LitertSession:
                     f"input {one['name']} has the shape {tuple(map(int, one['shape']))} in this "
                     f"file, got {array.shape}"
                 )
-            self.interpreter.set_tensor(one["index"], array)
+            self.interpreter.set_tensor(one["index"], _rounded(one, array))
         self.interpreter.invoke()
-        return [self.interpreter.get_tensor(ends[name]) for name in output_names or ends]
+        known = {one["name"]: one for one in self._outputs}
+        return [
+            _floats(known[name], self.interpreter.get_tensor(ends[name]))
+            for name in output_names or ends
+        ]
+
+
+def _scale(details: Mapping[str, Any]) -> tuple[float, int]:
+    """Return (scale, zero point) of an input or output; (0, 0) for one without a scale."""
+    scale, zero = details["quantization"]
+    return float(scale), int(zero)
+
+
+def _rounded(details: Mapping[str, Any], array: Any) -> Any:
+    scale, zero = _scale(details)
+    if not scale or array.dtype != np.float32:
+        return array
+    ends = np.iinfo(details["dtype"])
+    values = np.round(array / np.float32(scale)) + zero
+    return np.clip(values, ends.min, ends.max).astype(details["dtype"])
+
+
+def _floats(details: Mapping[str, Any], array: Any) -> Any:
+    scale, zero = _scale(details)
+    if not scale:
+        return array
+    return (array.astype(np.float32) - np.float32(zero)) * np.float32(scale)
 
 
 def _value(details: Mapping[str, Any]) -> Value:
-    kind = np.dtype(details["dtype"]).name
+    kind = "float32" if _scale(details)[0] else np.dtype(details["dtype"]).name
     shape = [int(size) for size in details["shape"]]
     return Value(details["name"], shape, f"tensor({KINDS.get(kind, kind)})")
 

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 
+from autocompress.targets.device.litert.flat_file import FlatFile, Rows
 from autocompress.targets.device.litert.product import flat_product
 from autocompress.targets.device.litert.session import quiet
 from autocompress.targets.device.sessions import LITERT, SessionSettings, open_session
@@ -62,3 +63,21 @@ def test_notes_of_the_runtime_stay_away_from_the_terminal(
         os.write(2, b"a note")
     os.write(2, b"an error")
     assert capfd.readouterr().err == "an error"
+
+
+def test_ends_of_integers_are_fed_and_read_as_floats() -> None:
+    file = FlatFile()
+    step = Rows(np.array([0.5], np.float32), 0, 3)
+    wide = Rows(np.array([0.25], np.float32), 0, -7)
+    file.inputs = [file.tensor((1, 4), "int8", "x", step)]
+    file.outputs = [file.tensor((1, 4), "int8", "y", wide)]
+    file.add("QUANTIZE", file.inputs, file.outputs, "QuantizeOptions")
+    session = open_session(file.content(), LITERT)
+    (value,) = session.get_inputs()
+    assert value.type == "tensor(float)"
+    x = np.array([[0.0, 1.2, -4.0, 900.0]], np.float32)
+    (y,) = session.run(None, {"x": x})
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, [[0.0, 1.0, -4.0, (127 + 7) * 0.25]])
+    (raw,) = session.run(None, {"x": np.array([[3, 5, -5, 127]], np.int8)})
+    np.testing.assert_array_equal(raw, y)
