@@ -39,10 +39,10 @@ PROGRAM = (
     "    generator.generate_next_token()",
     "print(tokenizer.decode(generator.get_sequence(0)))",
 )
-# The same for `inputs` that a processor made of a picture and a prompt, as arrays.
+# The same behind lines that make `inputs` of a picture and a prompt. The tokenizer is that of the
+# processor, since onnxruntime-genai does not know all tokenizers.
 RUN_PICTURES = (
     'model = genai.Model(".")',
-    "tokenizer = genai.Tokenizer(model)",
     'tokens = np.array(inputs["input_ids"], np.int32)',
     "parameters = genai.GeneratorParams(model)",
     "parameters.set_search_options(do_sample=False, max_length=tokens.shape[1] + 20)",
@@ -57,8 +57,10 @@ RUN_PICTURES = (
     "print(tokenizer.decode(generator.get_sequence(0)[tokens.shape[1] :]))",
 )
 MADE = (
-    "# `inputs` are arrays that the processor of the model folder makes of a picture and a prompt.",
     "import numpy as np",
+    "",
+    "# `inputs` are arrays that the processor of the model folder makes of a picture and a prompt,",
+    "# `tokenizer` is the one of the processor.",
 )
 # onnxruntime-genai's name of models that compute features of pictures, put these into the
 # embeddings of their tokens, and run the decoder on them.
@@ -79,7 +81,7 @@ def program(config: Mapping[str, Any], inputs: Sequence[str] = ()) -> tuple[str,
     if VISION not in model:
         return PROGRAM
     run = [line.replace("PART", str(model[PART])) for line in RUN_PICTURES]
-    return (*(inputs or MADE), "import onnxruntime_genai as genai", "", *run)
+    return ("import onnxruntime_genai as genai", *(inputs or MADE), *run)
 
 
 def with_towers(text: str, part: int) -> str:

@@ -50,7 +50,7 @@ def test_a_package_of_pictures_has_a_file_per_tower_and_its_processor(tmp_path: 
     write_package(folder, {"genai_config.json": text}, known, SessionSettings())
     assert {file.name for file in folder.iterdir()} == {"genai_config.json", *names[:2]}
     lines = program(json.loads(text), ["inputs = {}"])
-    assert lines[0] == "inputs = {}"
+    assert lines[:2] == ("import onnxruntime_genai as genai", "inputs = {}")
     assert any("(tokens == 4).sum()" in line for line in lines)
 
 
