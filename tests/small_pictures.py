@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ def tokenizer(picture: str, **names: str) -> Any:
     return made
 
 
-def _llava(folder: Path) -> None:
+def _llava(folder: Path, decoder: str = "Llama") -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=transformers.LlamaConfig(**DECODER),
+        text_config=getattr(transformers, f"{decoder}Config")(**DECODER),
         image_token_id=token("<image>"),
         vision_feature_layer=-2,
     )
@@ -91,7 +92,7 @@ def _llava(folder: Path) -> None:
     _save(transformers.LlavaForConditionalGeneration(config), folder)
 
 
-def _idefics3(folder: Path) -> None:
+def _idefics3(folder: Path, tied: bool = False) -> None:
     from transformers.models.idefics3.image_processing_pil_idefics3 import (
         Idefics3ImageProcessorPil,
     )
@@ -102,6 +103,7 @@ def _idefics3(folder: Path) -> None:
         image_token_id=token("<image>"),
         scale_factor=2,
         pad_token_id=0,
+        tie_word_embeddings=tied,
     )
     edge = {"longest_edge": SIDE}
     transformers.Idefics3Processor(
@@ -111,29 +113,6 @@ def _idefics3(folder: Path) -> None:
         chat_template=TEMPLATE.replace("PICTURE", "<image>"),
     ).save_pretrained(folder)
     _save(transformers.Idefics3ForConditionalGeneration(config), folder)
-
-
-def _smolvlm(folder: Path) -> None:
-    """Write a model whose head is the table of words."""
-    from transformers.models.smolvlm.image_processing_pil_smolvlm import (
-        SmolVLMImageProcessorPil,
-    )
-
-    config = transformers.SmolVLMConfig(
-        vision_config=dict(VISION),
-        text_config={**DECODER, "model_type": "llama"},
-        image_token_id=token("<image>"),
-        scale_factor=2,
-        pad_token_id=0,
-        tie_word_embeddings=True,
-    )
-    edge = {"longest_edge": SIDE}
-    processor = SmolVLMImageProcessorPil(
-        size=edge, max_image_size=edge, do_image_splitting=False
-    )
-    processor.save_pretrained(folder)
-    tokenizer("<image>").save_pretrained(folder)
-    _save(transformers.SmolVLMForConditionalGeneration(config), folder)
 
 
 def _gemma3(folder: Path) -> None:
@@ -197,8 +176,9 @@ def _qwen2_5_vl(folder: Path) -> None:
 
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "llava": _llava,
+    "llava of Qwen2": partial(_llava, decoder="Qwen2"),
     "idefics3": _idefics3,
-    "smolvlm": _smolvlm,
+    "idefics3, tied head": partial(_idefics3, tied=True),
     "gemma3": _gemma3,
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,

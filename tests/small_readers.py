@@ -10,8 +10,6 @@ from small_pictures import FAMILIES, picture_rows
 
 import autocompress as ac
 
-READERS = ("llava", "idefics3", "smolvlm")
-
 
 def reader_task(place: Path, family: str = "llava", **options: Any) -> Any:
     """Return a task of a small model that answers questions about random pictures."""

@@ -86,7 +86,8 @@ def noted_towers(proto: ModelProto) -> tuple[Tower, ...]:
     towers = []
     for entry in json.loads(noted):
         inputs, outputs = (
-            tuple(Tensor(**tensor) for tensor in entry[side]) for side in ("inputs", "outputs")
+            tuple(Tensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in entry[side])
+            for side in ("inputs", "outputs")
         )
         towers.append(Tower(entry["name"], inputs, outputs, entry["last"]))
     return tuple(towers)

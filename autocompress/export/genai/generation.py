@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import NotComputableError
 from autocompress.export.genai.builder import CONFIG
+from autocompress.export.genai.package import PART
 from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN, next_token, unpadded
 from autocompress.results.files import read_json
 from autocompress.task.batches import CACHE, MASK, Inputs, to_device
@@ -77,7 +78,7 @@ def greedy_tokens(
     if pixels is None:
         generator.append_tokens(np.array([prompt], np.int32))
     else:
-        parts = prompt.count(read_json(folder / CONFIG)["model"]["image_token_id"])
+        parts = prompt.count(read_json(folder / CONFIG)["model"][PART])
         named = genai.NamedTensors()
         named[TOKENS] = genai.Tensor(np.array([prompt], np.int32))
         named[PIXELS] = genai.Tensor(np.ascontiguousarray(pixels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,50 +39,49 @@ PROGRAM = (
     "    generator.generate_next_token()",
     "print(tokenizer.decode(generator.get_sequence(0)))",
 )
-# The same for a picture and a question. The processor is that of the transformers library.
-PROGRAM_OF_PICTURES = (
-    "import json",
-    "",
-    "import numpy as np",
-    "import onnxruntime_genai as genai",
-    "from PIL import Image",
-    "from transformers import AutoProcessor",
-    "",
-    'processor = AutoProcessor.from_pretrained(".")',
-    'content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]',
-    'asked = [{"role": "user", "content": content}]',
-    "prompt = processor.apply_chat_template(asked, add_generation_prompt=True)",
-    'picture = Image.open("picture.png").convert("RGB")',
-    'inputs = processor(images=[picture], text=[prompt], return_tensors="np")',
-    'tokens = np.array(inputs["input_ids"], np.int32)',
-    'part = json.load(open("genai_config.json"))["model"]["image_token_id"]',
+# The same behind lines that make `inputs` of a picture and a prompt. The tokenizer is that of the
+# processor, since onnxruntime-genai does not know all tokenizers.
+RUN_PICTURES = (
     'model = genai.Model(".")',
+    'tokens = np.array(inputs["input_ids"], np.int32)',
     "parameters = genai.GeneratorParams(model)",
     "parameters.set_search_options(do_sample=False, max_length=tokens.shape[1] + 20)",
     "generator = genai.Generator(model, parameters)",
     "named = genai.NamedTensors()",
     'named["input_ids"] = genai.Tensor(tokens)',
     'named["pixel_values"] = genai.Tensor(np.array(inputs["pixel_values"], np.float32))',
-    'named["num_image_tokens"] = genai.Tensor(np.array([(tokens == part).sum()]))',
+    'named["num_image_tokens"] = genai.Tensor(np.array([(tokens == PART).sum()]))',
     "generator.set_inputs(named)",
     "while not generator.is_done():",
     "    generator.generate_next_token()",
-    "print(processor.tokenizer.decode(generator.get_sequence(0)[tokens.shape[1] :]))",
+    "print(tokenizer.decode(generator.get_sequence(0)[tokens.shape[1] :]))",
+)
+MADE = (
+    "import numpy as np",
+    "",
+    "# `inputs` are arrays that the processor of the model folder makes of a picture and a prompt,",
+    "# `tokenizer` is the one of the processor.",
 )
 # onnxruntime-genai's name of models that compute features of pictures, put these into the
 # embeddings of their tokens, and run the decoder on them.
 TYPE = "gemma3"
+PART = "image_token_id"  # entry of the config
 # Files of a model folder that a package does not need.
 LEFT_OUT = ("config.json", "generation_config.json", "README.md", "preprocessor_config.json")
 
 
-def program(config: Mapping[str, Any]) -> tuple[str, ...]:
+def program(config: Mapping[str, Any], inputs: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the lines of Python that run a package.
 
     Args:
         config: content of its genai_config.json.
+        inputs: lines that make the inputs of models that read pictures.
     """
-    return PROGRAM_OF_PICTURES if VISION in config["model"] else PROGRAM
+    model = config["model"]
+    if VISION not in model:
+        return PROGRAM
+    run = [line.replace("PART", str(model[PART])) for line in RUN_PICTURES]
+    return ("import onnxruntime_genai as genai", *(inputs or MADE), *run)
 
 
 def with_towers(text: str, part: int) -> str:
@@ -110,7 +109,7 @@ def with_towers(text: str, part: int) -> str:
         "inputs": {TOKENS: TOKENS, FEATURES: FEATURES},
         "outputs": {EMBEDDINGS: EMBEDDINGS},
     }
-    model["type"], model["image_token_id"] = TYPE, part
+    model["type"], model[PART] = TYPE, part
     return json.dumps(config)
 
 

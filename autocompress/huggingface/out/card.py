@@ -15,7 +15,13 @@ from autocompress.export.genai.package import program
 from autocompress.export.notes import remarks, table_lines
 from autocompress.huggingface.folder import EMBEDDINGS, MODULES_FILE
 from autocompress.huggingface.out.lines import WRITTEN
-from autocompress.huggingface.out.snippets import QUESTIONS, Facts, optimum_lines, runtime_lines
+from autocompress.huggingface.out.snippets import (
+    QUESTIONS,
+    Facts,
+    input_lines,
+    optimum_lines,
+    runtime_lines,
+)
 from autocompress.results.files import (
     NOTES_FILE,
     RECIPE_FILE,
@@ -43,9 +49,9 @@ PACKAGE = (
     "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
 )
 OF_TOWERS = (
-    "It runs a file per tower, `model.vision.onnx`, `model.embedding.onnx` and "
-    "`model.decoder.onnx`. `model.onnx` has all towers in one graph, with which the figures of this "
-    "page were measured. All of them read their weights from `model.onnx.data`."
+    "It runs a file per tower: `model.vision.onnx`, `model.embedding.onnx`, `model.decoder.onnx`. "
+    "`model.onnx` has all towers in one graph; the figures of this page were measured with it. All "
+    "of them read their weights from `model.onnx.data`."
 )
 ANSWERING = (
     "The file reads a picture and a prompt (`input_ids`, without its last token) and gives the "
@@ -145,7 +151,7 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     if any(name.startswith(CACHE) for name in facts.inputs):
         config = read_json(to / CONFIG)
         lines = [PACKAGE, *([OF_TOWERS] if VISION in config["model"] else [])]
-        return [*lines, "", "In this folder:", *_code(program(config))]
+        return [*lines, "", "In this folder:", *_code(program(config, input_lines(facts)))]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]

@@ -80,6 +80,18 @@ def runtime_lines(facts: Facts) -> list[str]:
     return [*_imports(lines), *opening, *body, *_results(lines, facts)]
 
 
+def input_lines(facts: Facts) -> list[str]:
+    """Return lines that make `inputs` of a picture and a question.
+
+    Args:
+        facts: of a folder of a model that answers questions about pictures.
+    """
+    lines = DECODED[QUESTIONS]
+    prepare = lines.prepare[: lines.prepare.index("ASKED") + 1]
+    made = [*_adapted(lines.load, facts, "np"), *_adapted(prepare, facts, "np")]
+    return [*_imports(lines), *made]
+
+
 def _is_onnxruntime(facts: Facts) -> bool:
     return facts.settings.runtime == "onnxruntime"
 

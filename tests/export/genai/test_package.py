@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autocompress.export.genai.package import write_package
+from autocompress.export.genai.package import program, with_towers, write_package
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.task import Pretrained
 
@@ -30,6 +30,28 @@ def test_a_package_has_the_settings_and_the_tokenizer(tmp_path: Path) -> None:
         "session.intra_op.allow_spinning": "1",
         "optimization.disable_specified_optimizers": "One;Two",
     }
+
+
+def test_a_package_of_pictures_has_a_file_per_tower_and_its_processor(tmp_path: Path) -> None:
+    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
+    language = {"decoder": {"filename": "model.onnx", "inputs": inputs, "session_options": {}}}
+    text = with_towers(json.dumps({"model": language}), 4)
+    model = json.loads(text)["model"]
+    towers = ("vision", "embedding", "decoder")
+    assert [model[name]["filename"] for name in towers] == [f"model.{name}.onnx" for name in towers]
+    assert "input_ids" not in model["decoder"]["inputs"]
+    origin, folder = tmp_path / "origin", tmp_path / "point"
+    origin.mkdir()
+    folder.mkdir()
+    names = ("config.json", "preprocessor_config.json", "README.md")
+    for name in names:
+        (origin / name).write_text("{}")
+    known = Pretrained(str(origin), "image-text-to-text", "accuracy", (), dict.fromkeys(names, ""))
+    write_package(folder, {"genai_config.json": text}, known, SessionSettings())
+    assert {file.name for file in folder.iterdir()} == {"genai_config.json", *names[:2]}
+    lines = program(json.loads(text), ["inputs = {}"])
+    assert lines[:2] == ("import onnxruntime_genai as genai", "inputs = {}")
+    assert any("(tokens == 4).sum()" in line for line in lines)
 
 
 def test_other_files_need_none(tmp_path: Path) -> None:

@@ -72,6 +72,46 @@ def test_a_token_is_one_vector_of_each_product() -> None:
     assert at_phase(modules, INPUTS, "mix:0.7") == at_phase(modules, INPUTS, "decode")
 
 
+ASKED = {
+    "input_ids": IDS,
+    "attention_mask": torch.ones_like(IDS),
+    "pixel_values": torch.rand(1, 3, 4, 4),
+    "decoder_input_ids": torch.tensor([[8, 9]]),
+}
+
+
+def reader() -> LoweredModel:
+    whole = lowered()
+    pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["b", 3, 4, 4])
+    written = helper.make_tensor_value_info("decoder_input_ids", TensorProto.INT64, ["b", "w"])
+    whole.proto.graph.input.extend([pixels, written])
+    return LoweredModel(whole.proto, {}, tuple(ASKED), True)
+
+
+def test_a_token_behind_a_picture_has_none() -> None:
+    feed = phase_feed(reader(), ASKED, "decode")
+    assert {name: array.shape for name, array in feed.items()} == {
+        "input_ids": (1, 0),
+        "attention_mask": (1, 9),
+        "pixel_values": (0, 3, 4, 4),
+        "decoder_input_ids": (1, 1),
+        CACHE: (1, 2, 9, 16),
+    }
+    assert feed["decoder_input_ids"].tolist() == [[9]]
+    parts = parts_of(phase_feed(reader(), ASKED, "mix:0.9"))
+    assert [weight for weight, _ in parts] == pytest.approx([0.9 / 9, 0.1])
+    assert len(parts[0][1]["pixel_values"]) == 1
+
+
+def test_a_picture_is_no_work_of_a_token() -> None:
+    towers = ("vision", "language")
+    modules = [
+        CompressibleModule(t, "linear", (8, 8), False, 9 * 64, 9, t, "", None) for t in towers
+    ]
+    found = at_phase(ModuleMap(tuple(modules), (), (), 128, 1152), ASKED, "decode")
+    assert [(one.positions, one.macs) for one in found] == [(1, 0), (1, 64)]
+
+
 def test_padded_samples_are_left_out() -> None:
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     left = unpadded({"input_ids": torch.arange(6).view(2, 3), "attention_mask": mask})
