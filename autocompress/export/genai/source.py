@@ -18,6 +18,7 @@ from autocompress.export.float_graph.shared_graph import LEAST_BYTES, set_aside
 from autocompress.export.genai.builder import MODEL_CONFIG, built, known_architectures
 from autocompress.export.genai.naming import with_model_names
 from autocompress.export.genai.phases import TOKENS
+from autocompress.export.genai.rotary import compute_tables
 from autocompress.results.files import read_json
 from autocompress.targets.phases import PHASES
 from autocompress.targets.runtime import EXAMPLE
@@ -25,7 +26,7 @@ from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
 from autocompress.task.task import Pretrained, Task
 
-FORMAT = "1"  # part of every key; raised when the naming of graphs changes
+FORMAT = "2"  # part of every key; raised when graphs are made in another way
 KIND = "text-generation"
 
 
@@ -63,6 +64,7 @@ class DecoderSource:
         with built(model, self.known) as made:
             _check_inputs(made.proto)
             proto = with_model_names(made.proto, made.noise, made.array_of)
+            compute_tables(proto)
             papers = made.papers
         weights, parameters = {}, dict(model.named_parameters())
         for tensor in proto.graph.initializer:
