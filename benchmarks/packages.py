@@ -195,6 +195,35 @@ def perplexity_of(path: Path, windows: Windows, head: int) -> float:
     return float(np.exp(loss / count))
 
 
+def lost_by_int4(folder: Path, text: str, length: int, out: Path) -> float:
+    """Return how much the perplexity of the builder's int4 package is above the float one's.
+
+    Args:
+        folder: the model folder.
+        text: of validation.
+        length: tokens of a window.
+        out: folder of what others make, as for `compared`.
+
+    Returns:
+        A share of the float package's perplexity.
+    """
+    windows, perplexities = windows_of(folder, text, length), []
+    for name in ("fp32", "int4"):
+        file = built(folder, out / name, name)
+        perplexities.append(perplexity_of(file, windows, head_of(file)))
+    return perplexities[1] / perplexities[0] - 1
+
+
+def head_of(file: Path) -> int:
+    """Return the width of a head.
+
+    Args:
+        file: of a package.
+    """
+    config = json.loads((file.parent / "genai_config.json").read_text())
+    return int(config["model"]["decoder"]["head_size"])
+
+
 def compared(
     folder: Path, run: Path, texts: tuple[str, str], length: int, out: Path, rounds: int
 ) -> dict[str, Package]:
@@ -213,8 +242,7 @@ def compared(
     """
     validation, test = (windows_of(folder, text, length) for text in texts)
     source = built(folder, out / "fp32", "fp32")
-    config = json.loads((source.parent / "genai_config.json").read_text())
-    head = int(config["model"]["decoder"]["head_size"])
+    head = head_of(source)
     session = open_session(str(source))
     calibration = [feed_of(session, tokens, 0, head) for tokens in validation[:CALIBRATION]]
     feeds = {

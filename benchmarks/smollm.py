@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,10 @@ def chosen_files(run: Path) -> dict[str, Path]:
 
 
 def searched(
-    folder: Path, splits: Mapping[str, Path], out: Path, minutes: float, target: str = ""
+    folder: Path, splits: Mapping[str, Path], out: Path, minutes: float, options: Sequence[str] = ()
 ) -> Watched:
     """Search the model folder as a user does, in a process of its own."""
-    more = ["--trials", str(MANY), "--max-length", str(LENGTH)]
-    more += ["--target", target, "--length", str(LENGTH)] if target else []
+    more = ["--trials", str(MANY), "--max-length", str(LENGTH), *options]
     for name, path in splits.items():
         more += [f"--{name}", str(path)]
     return said("smollm", search(HERE.parent, out / "search", str(folder), 60 * minutes, more))
@@ -200,8 +199,16 @@ def files_figures(
 
 
 def searched_packages(folder: Path, splits: Mapping[str, Path], out: Path, minutes: float) -> None:
-    """Search packages of onnxruntime-genai, and keep what the search took beside them."""
-    watched = searched(folder, splits, out, minutes, GENAI)
+    """Search packages of onnxruntime-genai, and keep what the search took beside them.
+
+    What the builder's int4 package loses is the most that points may lose.
+    """
+    text = splits["validation"].read_text()
+    lost = packages.lost_by_int4(folder, text, LENGTH, out / "others")
+    print(f"    {packages.INT4}: perplexity {lost:+.1%}", flush=True)
+    options = ["--target", GENAI, "--length", str(LENGTH)]
+    options += ["--max-accuracy-drop", f"{100 * max(lost, NEAR):.1f}%"]
+    watched = searched(folder, splits, out, minutes, options)
     told = {"peak_gb": watched.peak_bytes / 1e9, "minutes": watched.seconds / 60}
     (out / TOLD).write_text(json.dumps(told))
 

@@ -58,8 +58,9 @@ class ModuleConfig:
         rank_ratio: kept fraction of the largest rank of the (pruned) weight; 1 does not factorise.
         pruning_ratio: removed fraction of the units (filters, neurons, heads, experts) of the
             channel group with this module as root.
-        symmetric: True for zero point 0 (weights in [-quant_max, quant_max]), False for a zero
-            point per scale.
+        symmetric: True for zero point 0, False for a zero point per scale. Symmetric integers are
+            in [-quant_max, quant_max]; those of groups on float kernels have one more, which the
+            sign of the scale puts on the side of the largest weight.
         weight_range: how scales are chosen: "squared_error" (grid search), "golden_section",
             "min_max", "percentile" or "entropy".
         algorithm: how weights are rounded: "nearest", "gptq", "adaround", or "auto", which takes

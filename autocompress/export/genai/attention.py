@@ -66,6 +66,8 @@ def join_attention(graph: GraphBuilder) -> None:
     Args:
         graph: all nodes of the file in their order; it is changed in place.
     """
+    if not any(node.op_type == ATTENTION for node in graph.nodes):
+        return
     producer = {output: node for node in graph.nodes for output in node.output}
     readers = Counter(value for node in graph.nodes for value in reads(node))
     nodes, graph.nodes = graph.nodes, []

@@ -21,6 +21,7 @@ from autocompress.export.genai.naming import with_model_names
 from autocompress.export.genai.package import with_towers
 from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN
 from autocompress.export.genai.pictures import join_towers
+from autocompress.export.genai.rotary import compute_tables
 from autocompress.results.files import read_json
 from autocompress.targets.phases import PHASES
 from autocompress.targets.runtime import EXAMPLE
@@ -28,7 +29,7 @@ from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
 from autocompress.task.task import Pretrained, Task
 
-FORMAT = "2"  # part of every key; raised when the naming of graphs changes
+FORMAT = "2"  # part of every key; raised when graphs are made in another way
 KIND, OF_PICTURES = "text-generation", "image-text-to-text"
 # Models that read pictures and whose decoders are those of language models: causal, and with one
 # position per token.
@@ -90,6 +91,7 @@ class DecoderSource:
             _check_inputs(made.proto)
             noise = {names[name]: numbers for name, numbers in made.noise.items()}
             proto = with_model_names(made.proto, noise, made.array_of)
+            compute_tables(proto)
             papers = made.papers
         if self.has_pictures:
             self._join(model, proto, names)

@@ -62,10 +62,13 @@ def test_files_compute_what_is_simulated(made: tuple[Task, Builder]) -> None:
     assert identity.float_file < 1e-4
 
 
-def test_four_bits_stay_packed_and_compute_what_is_simulated(made: tuple[Task, Builder]) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_four_bits_stay_packed_and_compute_what_is_simulated(
+    made: tuple[Task, Builder], symmetric: bool
+) -> None:
     task, builder = made
-    compressor = Compressor.of(builder)
-    candidate = Candidate.of({module.name: CONFIG for module in builder.module_map})
+    compressor, config = Compressor.of(builder), replace(CONFIG, symmetric=symmetric)
+    candidate = Candidate.of({module.name: config for module in builder.module_map})
     graph = compressor.graph(candidate)
     inputs = task.example_inputs
     with torch.no_grad():
