@@ -43,6 +43,7 @@ from autocompress.results.front_point import FrontPoint
 from autocompress.targets.device.memory import release_memory
 from autocompress.targets.device.sessions import SessionSettings, open_session
 from autocompress.task.batches import Inputs, describe_inputs
+from autocompress.task.copies import named_state
 
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
@@ -141,9 +142,7 @@ def write_weights(
     """
     model = stitcher.apply(candidate, trained)
     others = {
-        name: value.detach().cpu()
-        for name, value in model.state_dict().items()
-        if name in stitcher.state
+        name: value.cpu() for name, value in named_state(model).items() if name in stitcher.state
     }
     learned = trained.variants if trained else {}
     variants = {}
