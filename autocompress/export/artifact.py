@@ -48,6 +48,7 @@ from autocompress.targets.device.sessions import (
     tower_file,
 )
 from autocompress.task.batches import Inputs, describe_inputs
+from autocompress.task.copies import named_state
 
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
@@ -147,9 +148,7 @@ def write_weights(
     """
     model = stitcher.apply(candidate, trained)
     others = {
-        name: value.detach().cpu()
-        for name, value in model.state_dict().items()
-        if name in stitcher.state
+        name: value.cpu() for name, value in named_state(model).items() if name in stitcher.state
     }
     learned = trained.variants if trained else {}
     variants = {}

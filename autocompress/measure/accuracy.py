@@ -7,6 +7,7 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.errors import TaskError
+from autocompress.errors import AutocompressError, TaskError
 from autocompress.measure.tally import Scores, Tally
 from autocompress.task.batches import (
     Batches,
@@ -28,7 +29,14 @@ from autocompress.task.batches import (
     to_device,
 )
 from autocompress.task.calls import call_model, named_outputs, primary_output, run_model
+from autocompress.task.copies import copied
 from autocompress.task.task import Task
+
+DIRECTION_SAMPLES = 256
+MOST_VALUES = 1 << 22  # of the outputs of a batch
+MOVES = (1, 2, 3, 4, 5, 6, 7)  # places by which outputs are moved
+APART = 6.0  # standard deviations of the moved scores between them and that of the model
+LEAST_GAP = 0.01  # the same as a share of the moved scores
 
 
 @torch.no_grad()
@@ -102,6 +110,51 @@ def evaluate_model(
     for inputs, target in batches:
         tally.add(metric_outputs(task, model, inputs, device), target)
     return tally.scores(), tally.samples
+
+
+def check_direction(task: Task) -> None:
+    """Check that the metric is not better for outputs that belong to other samples.
+
+    The metric of the first validation samples is compared with those after the rows of each batch
+    were moved by several places. It is wrong only if it lies far below all of them, so that a
+    metric of random labels passes.
+
+    Args:
+        task: with settled splits and a known first dimension.
+
+    Raises:
+        TaskError: smaller values of the metric are better.
+    """
+    if task.batch_first is False:
+        return
+    pairs, device, cpu = [], torch.device("cpu"), copied(task.model, shares_weights=True)
+    for inputs, target in task.first_samples(task.validation, DIRECTION_SAMPLES):
+        outputs = metric_outputs(task, cpu, inputs, device)
+        primary = outputs[""]
+        if primary.dim() == 0 or not max(MOVES) < len(primary) <= primary.numel() <= MOST_VALUES:
+            break
+        pairs.append((outputs, target))
+    if not pairs:
+        return
+    scores = []
+    for places in (0, *MOVES):
+        own = replace(task, extra_metrics={})
+        tally = Tally(own)
+        for outputs, target in pairs:
+            moved = {name: value.roll(places, 0) for name, value in outputs.items()}
+            tally.add(moved, target)
+        try:
+            scores.append(tally.scores().accuracy)
+        except AutocompressError:
+            return  # a metric that fails on few samples
+    right, moved = scores[0], np.array(scores[1:])
+    gap = float(moved.mean()) - right
+    if gap > max(APART * float(moved.std(ddof=1)), LEAST_GAP * abs(float(moved.mean()))):
+        raise TaskError(
+            f"task {task.name}: metric gives {right:.4g} for the model and {moved.mean():.4g} when "
+            "its outputs are those of other samples; expected that higher is better, "
+            "nearest: its negative"
+        )
 
 
 def _check_shapes(

@@ -30,6 +30,8 @@ from autocompress.task.user_code import user_code
 SPLITS = ("validation", "train", "calibration", "test")
 NORMS = nn.modules.batchnorm._BatchNorm
 STATISTICS = ("running_mean", "running_var")
+# Packages of modules whose weights are integers.
+INTEGERS = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse")
 
 
 def check_model(task: Task, model: Any, what: str) -> None:
@@ -60,6 +62,11 @@ def check_model(task: Task, model: Any, what: str) -> None:
             raise TaskError(
                 f"{place} is a TorchScript module, which nothing can look into; "
                 "nearest: the Python module it was made of"
+            )
+        if type(module).__module__.startswith(INTEGERS):
+            raise TaskError(
+                f"{place} is quantized already ({type(module).__name__} of PyTorch); "
+                "nearest: the float model that it was made of"
             )
         if isinstance(module, nn.LSTM) and module.proj_size > 0:
             raise TaskError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from autocompress.measure.accumulators import check_fresh, fresh
-from autocompress.measure.accuracy import metric_outputs
+from autocompress.measure.accuracy import check_direction, metric_outputs
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
@@ -100,7 +100,10 @@ def prepared(
                 f"{_why_whole(task)}: batches are never cut nor joined, "
                 "and files take the shape of example_inputs"
             )
-    task = plain_task(replace(task, batch_first=batch_first))
+    task = replace(task, batch_first=batch_first)
+    with suppress(UserCodeError):  # an evaluation tells errors of the metric with their place
+        check_direction(task)
+    task = plain_task(task)
     if task.no_gradient:
         say(f"{task.no_gradient}: candidates are not trained")
     return task

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,46 @@ def copied(
 
             own._apply(change)  # type: ignore[no-untyped-call]
         return own.eval()
+
+
+def named_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model's state by their names.
+
+    That is `state_dict` without what modules add to it (`get_extra_state`, hooks).
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name -> parameter or persistent buffer, without its gradient; a tied weight has all names.
+    """
+    state: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        passing = module._non_persistent_buffers_set
+        buffers = [(n, b) for n, b in module.named_buffers("", False, False) if n not in passing]
+        parameters = module.named_parameters("", False, False)
+        for name, value in (*parameters, *buffers):
+            state[f"{path}.{name}".lstrip(".")] = value.detach()
+    return state
+
+
+def set_state(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Write values to parameters and buffers of a model, without what its modules add to that.
+
+    Args:
+        model: it is changed.
+        values: some of the tensors of `named_state`, of the same shapes.
+
+    Raises:
+        ValueError: the model has no such tensor.
+    """
+    state = named_state(model)
+    for name, value in values.items():
+        if name not in state or state[name].shape != value.shape:
+            raise ValueError(f"the model has no {name} of shape {tuple(value.shape)}")
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
 
 
 @contextlib.contextmanager

@@ -143,6 +143,35 @@ class MoreKeys(nn.Module):
         return self.head(mixed.mean(1)) + weights[:, 0, :3]
 
 
+class Cells(nn.Module):
+    """Two steps of recurrent cells, and a bilinear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.lstm = nn.GRUCell(8, 12), nn.LSTMCell(12, 12, bias=False)
+        self.rnn, self.pair = nn.RNNCell(12, 6, nonlinearity="relu"), nn.Bilinear(6, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.gru(x)
+        state = self.lstm(self.gru(x, hidden))
+        return self.pair(self.rnn(self.lstm(hidden, state)[0]), x)
+
+
+class Standardised(nn.Module):
+    """Weights that forward changes itself, and one that it uses twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.randint(0, 2, (3, 8)).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
+        x = nn.functional.conv2d(x, weight, self.conv.bias).relu().mean((2, 3))
+        x = nn.functional.linear(self.mix(x).relu(), self.mix.weight)
+        return nn.functional.linear(x, self.head.weight * self.mask, self.head.bias)
+
+
 def hooked() -> nn.Module:
     net = nn.Sequential(
         nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
@@ -242,6 +271,13 @@ MODELS: dict[
         lambda: (torch.randn(96, 5, 16), torch.randn(96, 7, 10)),
         {"att.q_proj", "att.k_proj", "att.v_proj", "att.out_proj", "head"},
     ),
+    "recurrent cells": (
+        Cells,
+        floats(8),
+        {"gru.ih", "gru.hh", "lstm.ih", "lstm.hh", "rnn.ih", "rnn.hh", "pair"},
+    ),
+    "weights of layers that are not called": (Standardised, floats(3, 6, 6), {"conv", "head"}),
+    "a single layer": (lambda: nn.Linear(16, 3), floats(16), {"weight_module"}),
     "padding mask": (
         Masked,
         ids_and_mask,
@@ -310,6 +346,9 @@ def test_the_plain_model_is_the_model(name: str) -> None:
         "attention with further keys",
         "one module in several places",
         "recurrent",
+        "recurrent cells",
+        "weights of layers that are not called",
+        "a single layer",
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*nested tensors.*")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress import OutputMetric, Task
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import (
+    check_direction,
     evaluate_model,
     evaluate_session,
     metric_outputs,
@@ -211,3 +212,44 @@ def test_outputs_that_the_model_writes_over_are_those_of_their_batch() -> None:
     batches = [(part, part) for part in X.split(2)]
     evaluate_model(task_of(Reusing(), metric=seen), Reusing(), batches, CPU)
     assert torch.equal(seen.outputs, X)
+
+
+def labelled(metric: Any, noise: float = 0.1, targets: Tensor | None = None) -> Task:
+    torch.manual_seed(0)
+    inputs, model = torch.randn(128, 4), nn.Linear(4, 3)
+    with torch.no_grad():
+        own = model(inputs) + noise * torch.randn(128, 3)
+    own = own if targets is None else targets
+    batches = list(zip(inputs.split(32), own.split(32), strict=True))
+    return Task("direction", model, inputs[:1], batches, metric, batch_first=True)
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs - targets).square().mean())
+
+
+class ErrorSoFar:
+    def __init__(self) -> None:
+        self.errors: list[float] = []
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        self.errors.append(squared_error(outputs, targets))
+
+    def compute(self) -> float:
+        return sum(self.errors) / len(self.errors)
+
+
+@pytest.mark.parametrize("metric", [squared_error, ErrorSoFar])
+def test_a_metric_of_which_less_is_better_is_refused(metric: Any) -> None:
+    with pytest.raises(TaskError, match=r"metric gives 0\.0\d+ for the model .* its negative"):
+        check_direction(labelled(metric))
+
+
+def test_negative_errors_and_scores_of_random_labels_are_taken() -> None:
+    check_direction(labelled(lambda outputs, targets: -squared_error(outputs, targets)))
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 3, (128,), generator=generator)
+        check_direction(
+            labelled(lambda o, t: float((o.argmax(1) == t).float().mean()), targets=labels)
+        )

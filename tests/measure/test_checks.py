@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from autocompress import Task, load_task
 from autocompress.errors import TaskError
-from autocompress.measure.checks import check_augment, check_task
+from autocompress.measure.checks import check_augment, check_model, check_task
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,13 @@ def test_another_bfloat16_argument_is_named() -> None:
     inputs = {"x": torch.rand(6, 4), "scale": torch.rand(4).bfloat16()}
     with pytest.raises(TaskError, match="task t: example_inputs has scale in bfloat16, which a"):
         check_task(taking(Widens(), inputs))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch:Warning")
+def test_a_model_that_is_quantized_already_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    integers = torch.ao.quantization.quantize_dynamic(model)
+    with pytest.raises(
+        TaskError, match=r"model's 0 is quantized already .*; nearest: the float mo"
+    ):
+        check_model(taking(integers, torch.randn(2, 8)), integers, "model")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from autocompress.task.copies import copied, shortened_rows
+from autocompress.task.copies import copied, named_state, set_state, shortened_rows
 
 
 class Mixed(nn.Module):
@@ -147,3 +147,28 @@ def test_tables_with_a_forward_or_a_weight_of_their_own_stay() -> None:
 
     for table in (Own(8, 3, max_norm=0.1), weight_norm(nn.Embedding(8, 3, max_norm=0.1))):
         assert copied(nn.Sequential(table))[0].max_norm == 0.1
+
+
+class WithMore(nn.Sequential):
+    """Saves more than tensors, and less than its own."""
+
+    def get_extra_state(self) -> dict[str, str]:
+        return {"version": "2"}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        raise AssertionError
+
+
+def test_the_state_of_a_model_is_its_tensors() -> None:
+    plain = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    plain.register_buffer("passing", torch.zeros(1), persistent=False)
+    state = named_state(plain)
+    assert list(state) == list(plain.state_dict())
+    model = WithMore(*plain.children())
+    model._register_state_dict_hook(lambda module, state, prefix, local: state.clear())
+    assert list(named_state(model)) == list(state)
+    values = {name: value + 1 for name, value in state.items()}
+    set_state(model, values)
+    assert all(torch.equal(value, values[name]) for name, value in named_state(model).items())
+    with pytest.raises(ValueError, match=r"no 0\.weight of shape \(1,\)"):
+        set_state(model, {"0.weight": torch.zeros(1)})

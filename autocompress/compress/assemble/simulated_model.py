@@ -24,7 +24,7 @@ from autocompress.compress.quantize.integer_matmul import Rounding
 from autocompress.model.modules import CompressibleModule
 from autocompress.model.plain.split import with_others
 from autocompress.model.weights import side_dimension
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, named_state, set_state
 
 
 def _never(module: CompressibleModule, config: ModuleConfig) -> bool:
@@ -155,7 +155,7 @@ class SimulatedModel:
         # The replaced weights stay the teacher's. The others are written to.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.clone()
-        self.state = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.state = {name: value.clone() for name, value in named_state(self.model).items()}
 
     def set_variant(
         self,
@@ -196,7 +196,7 @@ class SimulatedModel:
                 state[f"{name}.weight"] = weight.index_fill(
                     side_dimension(self.model.get_submodule(name), side), gone, 0.0
                 )
-        self.model.load_state_dict(state, strict=True)
+        set_state(self.model, state)
 
     def set_ranges(self, changed: Mapping[str, ActivationRange]) -> None:
         """Set the activation ranges.

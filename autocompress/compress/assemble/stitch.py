@@ -22,6 +22,7 @@ from autocompress.compress.prune.masks import Masks, Pruner
 from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.compress.quantize.smooth import Smoother
 from autocompress.model.modules import ModuleMap
+from autocompress.task.copies import named_state
 
 # The one model of a stitcher, which the next `apply` changes: use it before, or take a deep copy.
 BorrowedModel = NewType("BorrowedModel", nn.Module)
@@ -206,8 +207,8 @@ class Stitcher(SimulatedModel):
         """Return the trained state of the applied candidate; nobody may write to its tensors."""
         variants = {name: module.trained_variant() for name, module in self.simulated.items()}
         others = {
-            name: value.detach().cpu().clone()
-            for name, value in self.model.state_dict().items()
+            name: value.cpu().clone()
+            for name, value in named_state(self.model).items()
             if name in self.state
         }
         ranges = {

@@ -27,7 +27,7 @@ from autocompress.model.weights import weight_of
 from autocompress.results.tensor_files import read_state, write_state
 from autocompress.task.batches import Inputs, batch_size, cut, seeded, to_device
 from autocompress.task.calls import run_model
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, set_state
 
 SAMPLES = 512  # of the training data
 BATCH = 32  # samples per step
@@ -169,7 +169,7 @@ def smoothed_original(stitcher: Stitcher, candidate: Candidate) -> nn.Module:
     if not changed:
         return stitcher.teacher
     model = copied(stitcher.teacher, None)
-    model.load_state_dict(changed, strict=False)
+    set_state(model, changed)
     with torch.no_grad():
         for module in stitcher.module_map:
             factors = stitcher.smoother.of(module.name, candidate)

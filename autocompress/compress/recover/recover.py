@@ -28,6 +28,7 @@ from autocompress.compress.recover.normalisation import trains_statistics
 from autocompress.errors import DamagedFileError
 from autocompress.results.tensor_files import read_tensors, write_tensors
 from autocompress.task.batches import batch_size
+from autocompress.task.copies import named_state, set_state
 
 
 def schedule_shares(schedule: str, rounds: int) -> list[float]:
@@ -173,15 +174,15 @@ def _continued(
     """Return a stitcher over the trained model, whose removed units and elements are 0."""
     stitcher.apply(stage, trained)
     model: nn.Module = copy.deepcopy(stitcher.teacher)
-    state = model.state_dict()
-    for name, value in stitcher.model.state_dict().items():
+    state = named_state(model)
+    for name, value in named_state(stitcher.model).items():
         if name in state:
             state[name] = value
     for name, simulated in stitcher.simulated.items():
         state[f"{name}.weight"] = simulated.weight.detach()
         if f"{name}.bias" in state and simulated.bias is not None:
             state[f"{name}.bias"] = simulated.bias.detach()
-    model.load_state_dict(state)
+    set_state(model, state)
     task = trainer.task
     count = calibration_samples(stitcher.module_map, batch_size(task.example_inputs))
     samples = task.first_samples(task.calibration_batches(), count)

@@ -26,6 +26,7 @@ from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import NotComputableError
 from autocompress.model_digest import value_bytes
 from autocompress.task.batches import leaves, seeded, target_to_device, to_device
+from autocompress.task.copies import named_state, set_state
 
 TIMED = 3  # steps that are timed, after one to warm up
 TESTED = 60  # steps with each rate of a range test
@@ -77,7 +78,7 @@ def rehearse(
         NotComputableError: as `Cycle.run`.
     """
     model, ticks = stitcher.model, [time.perf_counter()]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in named_state(model).items()}
 
     def stopped() -> bool:
         ticks.append(time.perf_counter())
@@ -88,8 +89,7 @@ def rehearse(
     try:
         cycle.run()
     finally:
-        with torch.no_grad():
-            model.load_state_dict(before)
+        set_state(model, before)
     seconds = np.diff(ticks)[1:]
     step_s = float(np.median(seconds)) if len(seconds) else float("nan")
     return Rehearsal(cycle.best_divergence, step_s)

@@ -16,7 +16,7 @@ from autocompress.compress.recover.precision import training_dtype
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import DamagedFileError, RunFolderError
 from autocompress.results.tensor_files import read_tensors, write_tensors
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, named_state, set_state
 from autocompress.task.task import Task
 
 
@@ -64,8 +64,11 @@ def taught(
         return learner
     if path is not None and path.is_file():
         try:
-            learner.model.load_state_dict(read_tensors(path)[0])
-        except (DamagedFileError, RuntimeError) as error:
+            weights = read_tensors(path)[0]
+            if set(named_state(learner.model)) != set(weights):
+                raise ValueError("its tensors have other names")
+            set_state(learner.model, weights)
+        except (DamagedFileError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise RunFolderError(
                 f"{path}: is not the trained student of this task ({reason}); "
@@ -87,6 +90,6 @@ def taught(
             matcher.remove()
     student.cpu()
     if path is not None:
-        write_tensors(path, student.state_dict())
+        write_tensors(path, named_state(student))
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return learner

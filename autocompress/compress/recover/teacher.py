@@ -21,6 +21,7 @@ from autocompress.compress.recover.sequences import continued
 from autocompress.model_digest import model_digest, value_bytes
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.task.batches import Inputs, leaves, to_device
+from autocompress.task.copies import named_state
 from autocompress.task.task import Task
 
 DISK_BYTES = 2 << 30
@@ -88,7 +89,7 @@ def model_hash(model: nn.Module) -> str:
         SHA-256 as hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in named_state(model).items():
         digest.update(f"{name} {tuple(value.shape)}".encode())
         digest.update(value_bytes(value) if value.dim() else str(value.item()).encode())
     return digest.hexdigest()

@@ -37,6 +37,7 @@ from autocompress.task.batches import (
     map_inputs,
 )
 from autocompress.task.calls import run_model
+from autocompress.task.copies import named_state
 from autocompress.task.free_shapes import FreeDimension
 
 FORMAT = "4"  # part of every key; raised when the cleaning of graphs changes
@@ -115,7 +116,7 @@ def _key(
     source: str,
 ) -> str:
     shapes = []
-    for name, value in model.state_dict().items():
+    for name, value in named_state(model).items():
         shapes.append((name, tuple(value.shape), str(value.dtype)))
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
     inputs: list[tuple[str, object]] = []
@@ -143,9 +144,9 @@ def _key(
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     weights = {}
-    for name, value in model.state_dict().items():
+    for name, value in named_state(model).items():
         if value.dtype == torch.float32:
-            weights[name] = value.detach().cpu()
+            weights[name] = value.cpu()
     return weights
 
 

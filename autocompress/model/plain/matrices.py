@@ -1,7 +1,8 @@
 """Rewrite products with stacks of matrices in a program as products with single matrices.
 
-Each matrix of a mixture of experts, say, then becomes a module of its own. Convolutions of patches
-side by side become products too. `program` calls this before it looks for plain modules.
+Each matrix of a mixture of experts, say, then becomes a module of its own. Bilinear layers,
+recurrent cells and convolutions of patches side by side become products too. `program` calls this
+before it looks for plain modules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.model.plain.operands import constant_of
+from autocompress.model.plain.recurrent import CELLS, cell_products
 
 MOST_MATRICES = 256  # more would be more modules than a search can tell apart
 aten = torch.ops.aten
@@ -24,7 +26,7 @@ def single_matrices(module: fx.GraphModule) -> None:
     """Rewrite products of a program with a constant stack of matrices, in place.
 
     Each becomes one product per matrix. A three-dimensional convolution whose patches lie side by
-    side becomes one product of flattened patches.
+    side becomes one product of flattened patches, a bilinear layer one of the products of inputs.
 
     Args:
         module: the program.
@@ -115,6 +117,19 @@ def _patches(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     patches = _call(graph, _as_patches, inputs, kernel)
     product = _call(graph, aten.linear.default, patches, matrix, bias)
     return _call(graph, aten.permute.default, product, [0, 4, 1, 2, 3])
+
+
+def _bilinear(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Rewrite x1 @ W[o] @ x2 for each o as one product with all pairs of x1 and x2."""
+    left, right, weight, bias = (*node.args, None)[:4]
+    if not isinstance(weight, fx.Node) or constant_of(module, weight) is None:
+        return None
+    graph = module.graph
+    columns = _call(graph, aten.unsqueeze.default, left, -1)
+    rows = _call(graph, aten.unsqueeze.default, right, -2)
+    pairs = _call(graph, aten.flatten.using_ints, _call(graph, aten.mul.Tensor, columns, rows), -2)
+    matrix = _call(graph, aten.flatten.using_ints, weight, 1)
+    return _call(graph, aten.linear.default, pairs, matrix, bias)
 
 
 @dataclass(frozen=True)
@@ -241,4 +256,6 @@ REWRITES: dict[str, Callable[[fx.GraphModule, fx.Node], fx.Node | None]] = {
     "aten.baddbmm.default": _batched_with_bias,
     "aten.conv3d.default": _patches,
     "aten.einsum.default": _einsum,
+    "aten.bilinear.default": _bilinear,
+    **dict.fromkeys(CELLS, cell_products),
 }

@@ -79,6 +79,8 @@ class Reader:
             above = above[: above.index("parametrizations")]
         elif leaf in ("weight_g", "weight_v", "weight_orig", "weight_u"):
             pass  # of the older parametrizations
+        elif leaf in ("weight_ih", "weight_hh"):  # of a recurrent cell
+            above = [*above, leaf.removeprefix("weight_")]
         elif leaf not in WEIGHT_ENDINGS and not (leaf.endswith("_weight") and not above):
             above = [*above, leaf.removesuffix("_weight")]
         elif leaf == "in_proj_weight":

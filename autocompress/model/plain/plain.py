@@ -28,7 +28,7 @@ from autocompress.model.plain.program import COVERED, exported_program, with_mod
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.same import check_same, same_outputs
 from autocompress.model.plain.split import split_modules
-from autocompress.model.plain.watch import covered_weights, learns, watched
+from autocompress.model.plain.watch import learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 from autocompress.task.copies import copied, shortened_rows
@@ -89,13 +89,14 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         )
     alike = same_outputs(model, tree, inputs)
     plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
+    plain = plain and not isinstance(tree, COVERED)  # a module needs a name
     trains = not plain or learns(tree, inputs)
-    more = seen.multiplies_more or seen.hides or not trains
+    more = bool(seen.outside) or seen.hides or not trains
     if plain and (isinstance(model, fx.GraphModule) or not more):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
     # of the module that it was made for.
-    on_cpu = all(value.device.type == "cpu" for value in original.state_dict().values())
+    on_cpu = all(value.device.type == "cpu" for value in (*model.parameters(), *model.buffers()))
     exported = original if on_cpu else model
     with _in_eval_mode(exported), exportable(exported), shortened_rows(exported):
         program = _program(exported, inputs)
@@ -104,7 +105,8 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
         return tree if alike else model
     if plain and not trains and learns(program, inputs):
         return program
-    return tree if plain and not (seen.hides or _covers_more(program, tree)) else program
+    covers_more = watched(program, inputs).covered_size > seen.covered_size
+    return tree if plain and not (seen.hides or covers_more) else program
 
 
 def form_of(plain: nn.Module) -> str:
@@ -137,11 +139,6 @@ def in_form(form: str, model: nn.Module, example_inputs: Inputs) -> nn.Module:
         return plain_model(model, example_inputs)
     tree = without_cache(copied(model, shares_weights=True))
     return split_modules(tree) if form == "split" else tree
-
-
-def _covers_more(program: nn.Module, tree: nn.Module) -> bool:
-    """Return True if covered modules hold more weights in a program than in a tree."""
-    return sum(covered_weights(program).values()) > sum(covered_weights(tree).values())
 
 
 def _shares_modules(model: nn.Module) -> bool:

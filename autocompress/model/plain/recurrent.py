@@ -1,11 +1,12 @@
-"""Split nn.LSTM and nn.GRU into one module per weight matrix, so that each can be compressed."""
+"""Split recurrent layers and cells into one module per weight matrix, which can be compressed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -100,3 +101,62 @@ def _map_state(
     if isinstance(state, tuple):
         return change(state[0]), change(state[1])
     return None if state is None else change(state)
+
+
+def cell_products(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Write a recurrent cell of a program as two products and the operators between its gates.
+
+    Args:
+        module: the program; new nodes go to the insertion point of its graph.
+        node: an operator of nn.LSTMCell, nn.GRUCell or nn.RNNCell.
+
+    Returns:
+        The node of its result; (hidden, cell) for an LSTM.
+    """
+    inputs, state, ih, hh, *biases = node.args
+    arithmetic = CELLS[str(node.target)]
+    of_ih, of_hh = (*biases, None, None)[:2]
+    hidden: Any = state[0] if arithmetic is _lstm_cell else state  # type: ignore[index]
+    linear = torch.ops.aten.linear.default
+    products = (
+        module.graph.call_function(linear, (inputs, ih, of_ih)),
+        module.graph.call_function(linear, (hidden, hh, of_hh)),
+    )
+    rest = state[1] if arithmetic is _lstm_cell else state  # type: ignore[index]
+    return module.graph.call_function(arithmetic, (*products, rest))
+
+
+def _lstm_cell(x: Tensor, h: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next hidden and cell states (Hochreiter and Schmidhuber 1997).
+
+    Args:
+        x: (n, 4 * hidden) product of the input.
+        h: (n, 4 * hidden) product of the hidden state.
+        cell: (n, hidden).
+    """
+    gate_i, gate_f, gate_g, gate_o = (x + h).chunk(4, -1)
+    new = gate_f.sigmoid() * cell + gate_i.sigmoid() * gate_g.tanh()
+    return gate_o.sigmoid() * new.tanh(), new
+
+
+def _gru_cell(x: Tensor, h: Tensor, hidden: Tensor) -> Tensor:
+    """Return the next hidden state (Cho et al. 2014), as `_lstm_cell` with 3 gates."""
+    (reset_x, update_x, new_x), (reset_h, update_h, new_h) = x.chunk(3, -1), h.chunk(3, -1)
+    new = (new_x + (reset_x + reset_h).sigmoid() * new_h).tanh()
+    return new + (update_x + update_h).sigmoid() * (hidden - new)
+
+
+def _tanh_cell(x: Tensor, h: Tensor, hidden: Tensor) -> Tensor:
+    return (x + h).tanh()
+
+
+def _relu_cell(x: Tensor, h: Tensor, hidden: Tensor) -> Tensor:
+    return (x + h).relu()
+
+
+CELLS: dict[str, Callable[..., Any]] = {
+    "aten.lstm_cell.default": _lstm_cell,
+    "aten.gru_cell.default": _gru_cell,
+    "aten.rnn_tanh_cell.default": _tanh_cell,
+    "aten.rnn_relu_cell.default": _relu_cell,
+}

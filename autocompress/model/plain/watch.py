@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from autocompress.model.plain.program import COVERED
+from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
 from autocompress.task.copies import copied, with_gradients
@@ -24,21 +27,41 @@ PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record which operators a run calls on parameters outside covered modules.
+    """Record which operators a run calls on parameters.
 
     Attributes:
-        multiplies_more: an operator multiplies by a parameter that no covered module holds (a
-            transposed matrix, a stack of experts), by a view of it or by a copy.
+        covered: identities of the parameters that covered modules multiplied by when they ran.
+        outside: identities of the parameters that other operators multiply by, or by what is made
+            of them (a transposed matrix, a stack of experts, the weight of a layer that is not
+            called).
+        roots: memory of a parameter, or of what is made of parameters and buffers alone -> identity
+            of the parameters.
+        running: identities of the weights of each covered module that runs.
+        sizes: identity of each parameter -> its number of elements.
         hides: the model runs operators whose inside nothing can look into (torch.cond,
             torch.while_loop, scan).
         shortens: a lookup with `max_norm` would write to a table. The run leaves that out.
     """
 
-    def __init__(self, storages: set[int]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.storages, self.multiplies_more, self.hides = storages, False, False
-        self.shortens = False
-        self.copies: list[Tensor] = []
+        self.roots: dict[int, set[int]] = {}
+        self.covered: set[int] = set()
+        self.outside: set[int] = set()
+        self.running: list[set[int]] = []
+        self.buffers = {_memory(buffer) for buffer in model.buffers()}
+        self.hides = self.shortens = False
+        self.made: list[Tensor] = []
+        self.sizes: dict[int, int] = {}
+        for value in model.parameters():
+            if value.dim() >= 2:
+                self.roots.setdefault(_memory(value), set()).add(id(value))
+                self.sizes[id(value)] = value.numel()
+
+    @property
+    def covered_size(self) -> int:
+        """Elements of the parameters that covered modules alone multiply by."""
+        return sum(self.sizes[weight] for weight in self.covered - self.outside)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
@@ -48,41 +71,61 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.shortens = self.shortens or bool(longest > most * (1 + ROUNDED))
             return table
         result = func(*args, **(kwargs or {}))
-        if self.multiplies_more or not any(map(self._is_watched, args)):
+        memories = [_memory(value) for value in tree_leaves(args) if isinstance(value, Tensor)]
+        roots = {root for memory in memories for root in self.roots.get(memory, ())}
+        if not roots:
             return result
-        self.multiplies_more = any(word in name for word in PRODUCTS)
-        if "clone" in name or "_to_copy" in name:
-            self.copies.append(result)  # held, so that no other tensor takes its memory
-            self.storages.add(result.untyped_storage().data_ptr())
+        if any(word in name for word in PRODUCTS):
+            held = self.running[-1] if self.running else set()
+            self.covered |= roots & held
+            self.outside |= roots - held
+        elif all(memory in self.roots or memory in self.buffers for memory in memories):
+            for value in tree_leaves(result):
+                if isinstance(value, Tensor) and _memory(value) not in self.roots:
+                    self.made.append(value)  # held, so that no other tensor takes its memory
+                    self.roots[_memory(value)] = roots
         return result
 
-    def _is_watched(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.untyped_storage().data_ptr() in self.storages
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def watched(model: nn.Module, inputs: Inputs) -> Watch:
     """Run a model once and return what was seen.
 
     Args:
-        model: any module.
+        model: a tree with its fused modules split; hooks are set and removed.
         inputs: one batch of inputs on the model's device.
 
     Returns:
         The record of the run.
     """
-    held = covered_weights(model)
-    storages = set()
-    for value in model.parameters():
-        if value.dim() >= 2 and id(value) not in held:
-            storages.add(value.untyped_storage().data_ptr())
-    watch = Watch(storages)
+    watch, hooks = Watch(model), []
+    for module in model.modules():
+        weights = _weights(module)
+        if weights:
+            hooks.append(module.register_forward_pre_hook(partial(_enter, watch, weights)))
+            hooks.append(module.register_forward_hook(partial(_leave, watch)))
     try:
         with torch.no_grad(), watch:
             call_model(model, map_inputs(inputs, Tensor.clone))
     except Exception:
         torch._dynamo.reset()  # code that was compiled under the watch does not run without it
         watch.hides = True
+    finally:
+        for hook in hooks:
+            hook.remove()
+    watch.made.clear()
     return watch
+
+
+def _enter(watch: Watch, weights: set[int], module: nn.Module, inputs: Any) -> None:
+    watch.running.append(weights)
+
+
+def _leave(watch: Watch, module: nn.Module, inputs: Any, outputs: Any) -> None:
+    watch.running.pop()
 
 
 def learns(model: nn.Module, inputs: Inputs) -> bool:
@@ -105,22 +148,8 @@ def learns(model: nn.Module, inputs: Inputs) -> bool:
         return True
 
 
-def covered_weights(model: nn.Module) -> dict[int, int]:
-    """Return the sizes of the parameters that covered modules hold.
-
-    An attention or a recurrent layer that was not split is not covered.
-
-    Args:
-        model: a tree with its fused modules split, or a program.
-
-    Returns:
-        Identity of the parameter -> number of elements.
-    """
-    sizes: dict[int, int] = {}
-    whole = [module for module in model.modules() if isinstance(module, FUSED)]
-    inside = {id(part) for module in whole for part in module.modules()}
-    for module in model.modules():
-        if isinstance(module, COVERED) and id(module) not in inside:
-            for parameter in module.parameters(recurse=False):
-                sizes[id(parameter)] = parameter.numel()
-    return sizes
+def _weights(module: nn.Module) -> set[int]:
+    """Return the identities of the matrices that a covered module multiplies by; else none."""
+    if isinstance(module, FUSED) or not isinstance(module, (*COVERED, SplitRecurrent)):
+        return set()
+    return {id(parameter) for parameter in module.parameters() if parameter.dim() >= 2}
