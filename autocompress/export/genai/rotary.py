@@ -6,6 +6,8 @@ MB for 131072. ONNX Runtime folds constant expressions, so a session holds the s
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
@@ -87,7 +89,7 @@ def frequencies_of(cosines: Table, sines: Table) -> Table | None:
 def _nodes(cosines: str, sines: str, positions: int, frequencies: Table) -> list[NodeProto]:
     """Return the nodes that compute two tables under their names."""
     names = {what: f"{cosines}/{what}" for what in ("end", "first", "step", "column", "rates")}
-    values = {
+    values: dict[str, NDArray[Any]] = {
         "first": np.zeros((), np.float32),
         "end": np.array(positions, np.float32),
         "step": np.ones((), np.float32),
