@@ -38,7 +38,8 @@ def test_words_on_roundings_that_add_up() -> None:
 def test_the_candidate_of_eight_bits_uses_what_the_target_has() -> None:
     modules = [SimpleNamespace(name=kind, kind=kind) for kind in ("linear", "conv", "embedding")]
     builder = SimpleNamespace(module_map=modules)
-    target = SimpleNamespace(activation_bits=(8, 32), weight_bits=(4, 8), integer_kinds=("linear",))
+    parts = {"activation_bits": (8, 32), "weight_bits": (4, 8), "integer_kinds": ("linear",)}
+    target = SimpleNamespace(**parts, integers_only=False)
     found = _eight_bits(builder, target)
     quick = {"algorithm": "nearest", "weight_range": "min_max"}
     assert dict(found.modules) == {
@@ -50,6 +51,10 @@ def test_the_candidate_of_eight_bits_uses_what_the_target_has() -> None:
     assert _eight_bits(builder, target).config("linear") == ModuleConfig(8, **quick)
     target.weight_bits = (4,)
     assert _eight_bits(builder, target).modules == ()
+    micro = SimpleNamespace(**parts, integers_only=True)
+    assert dict(_eight_bits(builder, micro).modules) == {
+        "linear": ModuleConfig(8, 8, activation_mode="static", **quick)
+    }, "nothing is rounded under floats"
 
 
 class Net(torch.nn.Module):

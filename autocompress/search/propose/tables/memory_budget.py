@@ -17,6 +17,7 @@ from autocompress.targets.workload import Layout
 
 Array = NDArray[np.float64]
 ROOM = 0.98  # share of the limit that a prediction may use
+SAFE = 0.75  # share of the told trials whose memory is at most the predicted one
 LITTLE = 1e-6  # loss that a change counts as at least, as a share of the largest one
 MOST_STEPS = 4  # changes of one allocation, as a multiple of its columns
 
@@ -98,7 +99,7 @@ class MemoryBudget:
             return self
         predicted = self.peaks(np.stack([choices for choices, _ in told]))
         ratios = np.array([size for _, size in told]) / np.maximum(predicted, 1.0)
-        return replace(self, factor=float(np.median(ratios)))
+        return replace(self, factor=float(np.quantile(ratios, SAFE)))
 
     def within(self, choices: Choices) -> NDArray[np.bool_]:
         """Return which allocations are predicted to keep the limit.

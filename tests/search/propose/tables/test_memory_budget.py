@@ -110,7 +110,7 @@ def test_files_of_trials_correct_the_prediction() -> None:
     assert own.corrected([]) is own
     told = [(FLOATS[0], 2 * PEAK), (row(1, 1, 1, 0, 0)[0], 320), (row(1, 1, 0, 0, 0)[0], 340)]
     corrected = own.corrected(told)
-    assert corrected.factor == pytest.approx(2.0), "the median of 2, 2 and 1"
+    assert corrected.factor == pytest.approx(2.0), "of 2, 2 and 1"
     assert own.within(FLOATS)[0]
     assert not corrected.within(FLOATS)[0]
     assert corrected.within(corrected.relieved(FLOATS))[0]
