@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper, save
 
+from benchmarks import packages
 from benchmarks.packages import FLOAT, INT4, OURS, Package, bytes_of, figures_of, perplexity_of
 
 
@@ -43,6 +45,30 @@ def test_a_slower_point_counts_where_none_is_as_fast() -> None:
 
 def test_figures_without_a_point_are_left_out() -> None:
     assert figures_of({**OTHERS, f"{OURS}1": package(300, 61.0, 4.0)}) == {}
+
+
+def test_the_loss_of_int4_is_a_share_of_the_float_perplexity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(folder: Path, out: Path, precision: str) -> Path:
+        out.mkdir(parents=True)
+        config = {"model": {"decoder": {"head_size": 16}}}
+        (out / "genai_config.json").write_text(json.dumps(config))
+        return out / precision
+
+    measured = {"fp32": 50.0, "int4": 60.0}
+    asked = []
+
+    def perplexity(path: Path, windows: object, head: int) -> float:
+        asked.append((windows, head))
+        return measured[path.name]
+
+    monkeypatch.setattr(packages, "built", built)
+    monkeypatch.setattr(packages, "windows_of", lambda folder, text, length: (text, length))
+    monkeypatch.setattr(packages, "perplexity_of", perplexity)
+    lost = packages.lost_by_int4(tmp_path, "a text", 8, tmp_path / "others")
+    assert lost == pytest.approx(0.2)
+    assert asked == [(("a text", 8), 16)] * 2
 
 
 def test_perplexity_is_that_of_the_tokens_behind_the_first(tmp_path: Path) -> None:
