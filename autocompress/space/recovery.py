@@ -54,7 +54,8 @@ class RecoverySpace:
         rounds: as in `Distillation`.
         accumulation: as in `Distillation`.
         checkpointing: as in `Distillation`.
-        batch_norm: as in `Distillation`; a student trains with frozen statistics.
+        batch_norm: as in `Distillation`; None decides by the task (`fitted`). A student trains with
+            frozen statistics.
         student_steps: steps for which `Task.student` learns from the model before the search; 0
             takes it as it is.
         blocks: True if the long recovery of the front trains block after block and trials are not
@@ -71,7 +72,7 @@ class RecoverySpace:
     rounds: int = UNTRAINED.rounds
     accumulation: int = 1
     checkpointing: bool = False
-    batch_norm: str = UNTRAINED.batch_norm
+    batch_norm: str | None = UNTRAINED.batch_norm
     student_steps: int = 0
     blocks: bool | None = None
 
@@ -124,7 +125,7 @@ class RecoverySpace:
             restarts=rungs[:-1],
             accumulation=self.accumulation,
             checkpointing=self.checkpointing,
-            batch_norm=self.batch_norm,
+            batch_norm=self.batch_norm or UNTRAINED.batch_norm,
             **values,
         )
 
@@ -156,7 +157,9 @@ class RecoverySpace:
             return space
         return replace(space, choices={**space.choices, "learning_rate": (learning_rate,)})
 
-    def fitted(self, has_labels: bool, has_logits: bool, parameters: int) -> RecoverySpace:
+    def fitted(
+        self, has_labels: bool, has_logits: bool, parameters: int, norms: bool = False
+    ) -> RecoverySpace:
         """Return the space without choices that change nothing for a task.
 
         Args:
@@ -164,11 +167,15 @@ class RecoverySpace:
             has_logits: False removes the choice of the temperature.
             parameters: number of parameters of the model. More than BLOCKS_FROM turn blocks on
                 where the space leaves it open.
+            norms: True if the model has batch normalisations, and batches are large enough for
+                their statistics. These are trained where the space leaves it open.
         """
-        blocks = self.blocks
+        blocks, batch_norm = self.blocks, self.batch_norm
         if blocks is None:
             blocks = parameters > BLOCKS_FROM
-        space = replace(self, blocks=blocks)
+        if batch_norm is None:
+            batch_norm = "train" if norms else UNTRAINED.batch_norm
+        space = replace(self, blocks=blocks, batch_norm=batch_norm)
         space = space if has_labels else replace(space, alphas=(0.0, 0.0))
         if has_logits:
             return space
@@ -212,8 +219,8 @@ def parse_recovery(where: str, data: Mapping[str, Any]) -> RecoverySpace:
     checkpointing = data.get("checkpointing", False)
     if not isinstance(checkpointing, bool):
         raise SpaceError(f"{where}: checkpointing must be true or false, got {checkpointing!r}")
-    batch_norm = data.get("batch_norm", UNTRAINED.batch_norm)
-    if batch_norm not in BATCH_NORMS:
+    batch_norm = data.get("batch_norm", None if plans_steps else UNTRAINED.batch_norm)
+    if batch_norm not in BATCH_NORMS and (batch_norm is not None or "batch_norm" in data):
         raise SpaceError(
             f"{where}: batch_norm {batch_norm!r} is unknown; nearest: "
             f"{nearest_name(str(batch_norm), BATCH_NORMS)}"

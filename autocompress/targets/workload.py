@@ -357,9 +357,8 @@ def passing(from_integer: bool, to_integer: bool, elements: float) -> dict[str, 
         to_integer: True if the consumer reads them.
         elements: number of values that the producer writes; 0 for an input of the graph.
     """
-    ends = " to ".join(
-        "integers" if integer else "floats" for integer in (from_integer, to_integer)
-    )
+    names = ["integers" if integer else "floats" for integer in (from_integer, to_integer)]
+    ends = " to ".join(names)
     return {f"from {ends}": 1.0, f"elements from {ends}": elements}
 
 

@@ -118,6 +118,32 @@ def test_large_models_are_recovered_by_blocks(
     assert not fitted.distillation({}).blocks, "trials train the whole model for their few steps"
 
 
+@pytest.mark.parametrize(
+    ("data", "norms", "expected"),
+    [
+        ({"steps": "auto"}, True, "train"),
+        ({"steps": "auto"}, False, "frozen"),
+        ({"steps": 10}, True, "frozen"),
+        ({"steps": "auto", "batch_norm": "frozen"}, True, "frozen"),
+        ({"steps": "auto", "batch_norm": "auto"}, True, "auto"),
+        ({"steps": "auto", "batch_norm": "train"}, False, "train"),
+    ],
+)
+def test_planned_trainings_train_statistics_where_batches_are_large(
+    data: dict[str, object], norms: bool, expected: str
+) -> None:
+    space = parse_recovery("s", data)
+    fitted = space.fitted(has_labels=True, has_logits=True, parameters=9, norms=norms)
+    assert fitted.distillation({}).batch_norm == expected
+    assert fitted.planned((20,), None).distillation({}).batch_norm == expected
+    assert fitted.student_lesson().batch_norm == "frozen"
+
+
+def test_null_is_no_way_to_leave_normalisations_open() -> None:
+    with pytest.raises(SpaceError, match="batch_norm None is unknown; nearest"):
+        parse_recovery("s", {"batch_norm": None})
+
+
 def test_auto_is_the_default_of_blocks() -> None:
     given = {"steps": 0}
     assert parse_recovery("s", given) == parse_recovery("s", {**given, "blocks": "auto"})

@@ -31,6 +31,14 @@ class _LearnedStep(torch.autograd.Function):
         v, step, low, high = ctx.saved_tensors
         if ctx.of_weight:
             v = v / step
+        if _is_fused(gradient, v, step, low):
+            of_x = torch.ops.aten.hardtanh_backward(gradient, v, *_just_beyond(low, high))
+            of_step = None
+            if ctx.needs_input_grad[1]:
+                rest = _clipped(v.round(), low, high).sub_(v)
+                of_step = _dot(gradient, rest) + _dot(gradient - of_x, v)
+                of_step = of_step.reshape(step.shape)
+            return (of_x if ctx.needs_input_grad[0] else None), of_step, None, None
         inside = (v >= low) & (v <= high)
         of_x = gradient * inside if ctx.needs_input_grad[0] else None
         of_step = None
@@ -38,6 +46,24 @@ class _LearnedStep(torch.autograd.Function):
             rest = _clipped(v.round(), low, high).sub_(v.masked_fill(~inside, 0.0))
             of_step = rest.mul_(gradient).sum_to_size(step.shape)
         return of_x, of_step, None, None
+
+
+def _is_fused(gradient: Tensor, v: Tensor, step: Tensor, low: Tensor) -> bool:
+    """Return True for one step and one range of float32 values, which need fewer passes."""
+    single = step.numel() == 1 and low.numel() == 1 and not v.is_cuda
+    # v is the dense result of a division, and so is a gradient of the same strides.
+    return single and v.dtype == gradient.dtype == torch.float32 and v.stride() == gradient.stride()
+
+
+def _just_beyond(low: Tensor, high: Tensor) -> tuple[float, float]:
+    """Return the bounds for a comparison that excludes them."""
+    below, above = torch.nextafter(low, low - 1), torch.nextafter(high, high + 1)
+    return float(below), float(above)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of the products of the elements of dense tensors of the same strides."""
+    return torch.dot(*(x.as_strided((x.numel(),), (1,)) for x in (a, b)))
 
 
 def _clipped(integers: Tensor, low: Tensor, high: Tensor) -> Tensor:

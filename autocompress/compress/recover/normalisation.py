@@ -12,11 +12,13 @@ from pathlib import Path
 
 from autocompress.candidate import Candidate, Distillation
 from autocompress.compress.assemble.stitch import Stitcher
+from autocompress.compress.calibrate.batch_norm import NORMS
 from autocompress.compress.recover.context import LEAST_BATCH, Trainer
 from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.rehearsal import rehearse
 from autocompress.results.files import write_atomic
 from autocompress.task.batches import batch_size
+from autocompress.task.task import Task
 
 SHARE = 0.1  # of the steps of a training, for each of two short ones that decide
 
@@ -66,6 +68,18 @@ def trains_statistics(
     if path is not None:
         write_atomic(path, json.dumps({"trains": trains}))
     return trains
+
+
+def can_train_statistics(task: Task) -> bool:
+    """Return True if a model has batch normalisations, and its batches are large enough for them.
+
+    Args:
+        task: its model and its training batches.
+    """
+    norms = (module for module in task.model.modules() if isinstance(module, NORMS))
+    if all(norm.running_mean is None for norm in norms):
+        return False
+    return batch_size(next(iter(task.training_batches()))[0]) >= LEAST_BATCH
 
 
 def decided(distillation: Distillation, folder: Path) -> Distillation:

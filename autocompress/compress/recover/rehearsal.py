@@ -21,7 +21,7 @@ from autocompress.cache import Cache, key_of
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer, stream
-from autocompress.compress.recover.cycle import Cycle
+from autocompress.compress.recover.cycle import LEAST_GAP, Cycle
 from autocompress.compress.recover.teacher import model_hash
 from autocompress.errors import NotComputableError
 from autocompress.model_digest import value_bytes
@@ -134,13 +134,15 @@ def best_rate(
     stage: Candidate,
     folder: Path | None,
     stop: Callable[[], bool] = lambda: False,
+    steps: int | None = None,
 ) -> float | None:
-    """Return a learning rate for trainings of TESTED steps, by a range test.
+    """Return a learning rate for trainings of some steps, by a range test.
 
     The candidate is trained with the rate that it has and with FACTOR times it. From the better one
     on, the test goes on in the same direction until a training ends farther from the teacher (cf.
     Smith 2017; a rate that grows within one training was too noisy for so few steps). The order of
-    batches is that of seed 0, so that all searches of a model find the same.
+    batches is that of seed 0, so that all searches of a model find the same. Normalisations take
+    the statistics of each batch if those of `stage` do.
 
     Args:
         trainer: data, teacher and floating-point type.
@@ -148,6 +150,7 @@ def best_rate(
         stage: the candidate, with its distillation.
         folder: cache of rates; None for none.
         stop: called after each step; True ends the test.
+        steps: of each training; None for TESTED.
 
     Returns:
         The rate whose training ended nearest to the teacher; that of `stage` where none helped.
@@ -156,15 +159,15 @@ def best_rate(
     Raises:
         NotComputableError: as `rehearse`.
     """
-    cache = Cache(folder)
+    cache, steps = Cache(folder), TESTED if steps is None else steps
     known = cache.read(
-        _entry(trainer, stage), lambda path: float(json.loads(path.read_text())["rate"])
+        _entry(trainer, stage, steps), lambda path: float(json.loads(path.read_text())["rate"])
     )
     if known is not None:
         return known
     trainer = replace(trainer, seed=0)
     _ready(trainer, stitcher, stage)
-
+    renews = stage.distillation.batch_norm == "train" and bool(stitcher.norms.names)
     trained = False
 
     def divergence(rate: float) -> float:
@@ -173,7 +176,7 @@ def best_rate(
             return math.inf
         at = replace(stage, distillation=replace(stage.distillation, learning_rate=rate))
         try:
-            reached = rehearse(trainer, stitcher, at, TESTED, stop=stop).divergence
+            reached = rehearse(trainer, stitcher, at, steps, 0, stop, renews).divergence
         except FAILED:  # a rate may be too high
             return math.inf
         trained = True
@@ -184,8 +187,22 @@ def best_rate(
         return None
     if trained:  # there may be more memory next time
         # The type of numbers may have been chosen by now.
-        cache.write(_entry(trainer, stage), json.dumps({"rate": best}))
+        cache.write(_entry(trainer, stage, steps), json.dumps({"rate": best}))
     return best
+
+
+def tested_steps(seconds: float, step_s: float) -> int:
+    """Return the steps of each training of a range test that there is time for.
+
+    Args:
+        seconds: for the whole test.
+        step_s: seconds of a step.
+
+    Returns:
+        At most TESTED; 0 if fewer than LEAST_GAP would tell too little.
+    """
+    steps = min(TESTED, int(seconds / (MOST_TESTS * max(step_s, 1e-9))))
+    return steps if steps >= LEAST_GAP else 0
 
 
 def climbed(divergence: Callable[[float], float], rate: float) -> float:
@@ -211,15 +228,19 @@ def climbed(divergence: Callable[[float], float], rate: float) -> float:
     return rate
 
 
-def known_rate(trainer: Trainer, stage: Candidate, folder: Path | None) -> bool:
+def known_rate(
+    trainer: Trainer, stage: Candidate, folder: Path | None, steps: int | None = None
+) -> bool:
     """Return True if `best_rate` needs no training.
 
     Args:
         trainer: as for `best_rate`.
         stage: as for `best_rate`.
         folder: as for `best_rate`.
+        steps: as for `best_rate`.
     """
-    return folder is not None and (folder / _entry(trainer, stage)).is_file()
+    steps = TESTED if steps is None else steps
+    return folder is not None and (folder / _entry(trainer, stage, steps)).is_file()
 
 
 def _ready(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> None:
@@ -229,13 +250,13 @@ def _ready(trainer: Trainer, stitcher: Stitcher, stage: Candidate) -> None:
     trainer.settle(model)
 
 
-def _entry(trainer: Trainer, stage: Candidate) -> str:
+def _entry(trainer: Trainer, stage: Candidate, steps: int) -> str:
     """Name the cached rate by models, candidate, first batches, loss, device and type of numbers.
 
     The task's loss is told by its value for the teacher's answers to the first batch.
     """
     task, teacher = trainer.task, trainer.teacher.model
-    test = f"{TESTED} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
+    test = f"{steps} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
     parts: list[str | bytes] = [
         f"{model_hash(teacher)} {model_hash(task.model)} {json.dumps(stage.to_json())} {test}",
         f"{trainer.device} {trainer.arithmetic}",

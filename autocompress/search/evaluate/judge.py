@@ -39,7 +39,7 @@ from autocompress.search.evaluate.training_choice import (
     least_loss,
     worth_training,
 )
-from autocompress.search.evaluate.training_plan import ENOUGH
+from autocompress.search.evaluate.training_plan import ENOUGH, for_lossy
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.scoring import SampleScores, sample_scores
@@ -139,6 +139,9 @@ class Judge:
         given = (done, self.n_trials, self._left_s(), pass_s, self.first_s, is_lossy)
         if by_blocks or not affords_training(*given):
             candidate = untrained(candidate)
+        elif is_lossy:
+            lesson = for_lossy(candidate.distillation, self.problem.space.recovery)
+            candidate = replace(candidate, distillation=lesson)
         return self._recovered(record, candidate, model, accuracy, self._comparable(done))
 
     def _left_s(self) -> float | None:

@@ -18,10 +18,10 @@ from autocompress.candidate import Candidate
 from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.rehearsal import (
     FAILED,
-    MOST_TESTS,
     TESTED,
     best_rate,
     known_rate,
+    tested_steps,
     timed_step,
 )
 from autocompress.search.evaluate.training_plan import (
@@ -181,15 +181,14 @@ def _rate(
     folder: Path,
     stop: Callable[[], bool],
 ) -> float | None:
-    """Return the learning rate for TESTED steps; None where there is none or no time for a test."""
+    """Return the learning rate of short trainings; None where there is none, or no time to test."""
     recovery, trainer = problem.space.recovery, problem.trainer
     if not recovery.tests_rates or recovery.by_blocks:
         return None
-    test_s = MOST_TESTS * TESTED * step_s
-    has_time = left_s is None or test_s <= TESTED_SHARE * left_s
+    steps = TESTED if left_s is None else tested_steps(TESTED_SHARE * left_s, step_s)
     try:
-        if not has_time and not known_rate(trainer, stage, folder):
+        if steps == 0 and not known_rate(trainer, stage, folder):
             return None
-        return best_rate(trainer, problem.stitcher, stage, folder, stop)
+        return best_rate(trainer, problem.stitcher, stage, folder, stop, steps or TESTED)
     except BROKEN:
         return None

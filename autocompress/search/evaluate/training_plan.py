@@ -9,10 +9,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from autocompress.candidate import Distillation
+from autocompress.candidate import UNTRAINED, Distillation
 from autocompress.compress.recover.cycle import LEAST_GAP
 from autocompress.compress.recover.rehearsal import TESTED
 from autocompress.search.problem.problem import Problem
+from autocompress.space.recovery import RecoverySpace
 
 ENOUGH = 50  # trials that a search should make before it spends its time on training them
 TRAINED_SHARE = 0.4  # of the time of trials, for all trainings together
@@ -25,6 +26,10 @@ LEAST_STEPS = 30  # of the first rung
 LEAST_LONG, ENOUGH_LONG, LONG_PASSES = 100, 1000, 4
 FIRST_POINTS, FAIR_STEPS = 2, 300  # trained before any has more steps than these: smallest, fastest
 RATE_POWER = 0.2  # the rate falls with this power of the steps beyond TESTED
+# Rate of a candidate that lost much, where no rate was tested and normalisations take the
+# statistics of each batch: weights in front of them bear large rates (Arora et al. 2019,
+# "Theoretical analysis of auto rate-tuning by batch normalization").
+LOSSY_RATE = 6e-4
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,23 @@ class TrainingPlan:
             data: as `to_json` returns it.
         """
         return cls(**{**data, "rungs": tuple(data["rungs"])})
+
+
+def for_lossy(trained: Distillation, recovery: RecoverySpace) -> Distillation:
+    """Return the recovery of a candidate that lost more than users take.
+
+    Args:
+        trained: its recovery so far.
+        recovery: says whether a search looks for the learning rate.
+
+    Returns:
+        The same with LOSSY_RATE, where normalisations are trained and no rate was tested.
+    """
+    if trained.batch_norm != "train" or not recovery.tests_rates:
+        return trained
+    if trained.learning_rate != UNTRAINED.learning_rate:
+        return trained
+    return replace(trained, learning_rate=LOSSY_RATE)
 
 
 def rungs_of(longest: int, count: int) -> tuple[int, ...]:

@@ -13,12 +13,17 @@ from optuna.trial import TrialState
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
-from autocompress.compress.recover.rehearsal import MOST_TESTS, TESTED, best_rate, timed_step
+from autocompress.compress.recover.rehearsal import (
+    TESTED,
+    best_rate,
+    tested_steps,
+    timed_step,
+)
 from autocompress.measure.tally import Scores
 from autocompress.search.evaluate.planning import BROKEN, TIMED_SHARE
 from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
 from autocompress.search.evaluate.training_choice import min_loss
-from autocompress.search.evaluate.training_plan import LongPlan
+from autocompress.search.evaluate.training_plan import LongPlan, for_lossy
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import records_of
@@ -158,10 +163,11 @@ def recover_front(
     for number, (candidate, scores) in trials.items():
         if plan.steps > 0 and goal.baseline.accuracy - goal.worth(scores) >= least:
             todo.append((number, candidate, scores))
-    todo.sort(key=lambda one: goal.baseline.accuracy - goal.worth(one[2]) <= goal.near)
+    todo.sort(key=lambda one: not _is_lossy(one[2], goal))
     pending = [one for one in todo if _is_pending(study, one[0], plan.next_steps(len(todo)), plan)]
     if pending:
-        plan = _with_rate(plan, pending[0][1], problem, stop)
+        _, candidate, scores = pending[0]
+        plan = _with_rate(plan, candidate, problem, _is_lossy(scores, goal), stop)
     for i, (number, candidate, scores) in enumerate(todo):
         steps = plan.next_steps(len(todo) - i)
         if not _is_pending(study, number, steps, plan):
@@ -170,6 +176,8 @@ def recover_front(
             return
         report("recovering the front", i / len(todo))
         lesson = plan.lesson(candidate.distillation, steps)
+        if _is_lossy(scores, goal):
+            lesson = for_lossy(lesson, problem.space.recovery)
         lesson = replace(lesson, blocks=problem.space.recovery.by_blocks)
         longer = replace(candidate, distillation=lesson)
         best, trained = scores, read_recovered(folder, number)
@@ -192,14 +200,25 @@ def recover_front(
         )
 
 
+def _is_lossy(scores: Scores, goal: Goal) -> bool:
+    """Return True if more is lost than users take."""
+    return goal.baseline.accuracy - goal.worth(scores) > goal.near
+
+
 def _with_rate(
-    plan: LongPlan, candidate: Candidate, problem: Problem, stop: Callable[[], bool]
+    plan: LongPlan,
+    candidate: Candidate,
+    problem: Problem,
+    is_lossy: bool,
+    stop: Callable[[], bool],
 ) -> LongPlan:
     """Return the plan with the learning rate of a range test, if it has none and there is time.
 
     Trials had no time for a test. A candidate that lost much takes a larger rate than the default.
+    No test is made where `for_lossy` knows one.
     Steps are timed first: those of a pruned candidate take less than half of what those of the
-    candidate took for which trainings were planned (0.19 and 0.47 s of a ResNet-20).
+    candidate took for which trainings were planned (0.19 and 0.47 s of a ResNet-20). The shorter
+    time counts.
     """
     recovery = problem.space.recovery
     is_open = plan.learning_rate is None and recovery.tests_rates and not recovery.by_blocks
@@ -212,10 +231,13 @@ def _with_rate(
         step_s = timed_step(trainer, stitcher, stage, TIMED_SHARE * left_s, stop)
         if step_s is None:
             return plan
-        plan = replace(plan, step_s=step_s)
-        if MOST_TESTS * TESTED * step_s > TEST_SHARE * left_s:
+        # What disturbs the machine only makes steps longer.
+        plan = replace(plan, step_s=min(step_s, plan.step_s or step_s))
+        steps = tested_steps(TEST_SHARE * left_s, step_s)
+        is_known = is_lossy and for_lossy(stage.distillation, recovery) != stage.distillation
+        if steps == 0 or is_known:
             return plan
-        rate = best_rate(trainer, stitcher, stage, cache_folder() / "rates", stop)
+        rate = best_rate(trainer, stitcher, stage, cache_folder() / "rates", stop, steps)
     except BROKEN:  # the training says why
         return plan
     return replace(plan, learning_rate=rate)

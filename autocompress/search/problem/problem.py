@@ -20,6 +20,7 @@ from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
+from autocompress.compress.recover.normalisation import can_train_statistics
 from autocompress.compress.recover.teacher import Teacher
 from autocompress.errors import ExportError, TargetError, TaskError
 from autocompress.export.build import Builder
@@ -365,7 +366,8 @@ def _bound(space: SearchSpace, task: Task, builder: Builder, target: Target) -> 
     logits = task.divergence is None and any(task.is_logits(name) for name in names)
     bound = space.bind(builder.module_map, target)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    recovery = bound.recovery.fitted(task.has_labels, logits, parameters)
+    norms = bound.recovery.batch_norm is None and can_train_statistics(task)
+    recovery = bound.recovery.fitted(task.has_labels, logits, parameters, norms)
     recovery = recovery.untrained() if task.no_gradient else recovery
     return replace(bound, recovery=recovery)
 

@@ -33,6 +33,7 @@ Choices = NDArray[np.intp]
 SWEEPS = 3
 # Prices of size and of latency, among which the least lossy allocation within bounds is looked for.
 LADDERS = 12, 36
+LIGHTEST = 1e-3  # factor of losses that lowers the prices of the ladders
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +99,9 @@ class Allocator:
         parts = (space, group_configs, layout, table, losses, baseline_bytes, float_ms)
         tables = module_tables(*parts)
         towers = {module.name: module.tower for module in layout.module_map}
-        configs = {name: module_table.configs for name, module_table in tables.items()}
+        offered = {name: module_table.configs for name, module_table in tables.items()}
         widths = kept_channels(layout, group_configs)
-        between = Between.of(configs, widths, layout, table, float_ms)
+        between = Between.of(offered, widths, layout, table, float_ms)
         joined = joined_products(tables, layout, table, float_ms)
         return cls(space, tables, group_configs, group_loss, towers, between, joined)
 
@@ -157,7 +158,9 @@ class Allocator:
         if np.isfinite(most).any():
             units = [np.linspace(0, 1, steps) for steps in LADDERS]
             grid = np.stack(np.meshgrid(*units, indexing="ij"), axis=-1).reshape(-1, 2)
-            prices = np.concatenate([prices, self.prices(grid)])
+            # Lighter losses give way at lower prices.
+            lowest = np.log(min(1.0, max(float(factors.min()), LIGHTEST)))
+            prices = np.concatenate([prices, self.prices(grid) * np.exp(lowest * (1 - grid))])
         choices = self.allocate(prices, np.repeat(factors[None], len(prices), axis=0))
         missed = np.maximum(self.costs(choices) - most, 0.0).sum(1)
         losses = self.losses(choices) @ factors
@@ -200,12 +203,39 @@ class Allocator:
         pruned = []
         for g, loss in enumerate(self.group_loss.values()):
             pruned.append(weights[:, len(PARTS) * count + g, None] * loss)
+        chosen = self._swept(losses, losses, pruned, prices)
+        if self.between.is_additive:
+            return chosen
+        # Conversions on all sides keep a module from changing alone, so that floats are a start too.
+        floats = []
+        for loss, barred in zip(losses, self.between.integer_convs, strict=True):
+            floats.append(np.where(barred & ~barred.all(), np.inf, loss))
+        other = self._swept(floats, losses, pruned, prices)
+        totals = []
+        for row in (chosen, other):
+            total = (weights * self.losses(row)).sum(1) + (prices * self.costs(row)).sum(1)
+            totals.append(total)
+        return np.where((totals[1] < totals[0])[:, None], other, chosen)
+
+    def _swept(
+        self, first: list[Array], losses: list[Array], pruned: list[Array], prices: Array
+    ) -> Choices:
+        """Return the allocations that sweeps find.
+
+        Args:
+            first: by module, (n, configs) losses for the first sweep.
+            losses: by module, the same for the others.
+            pruned: by group, (n, configs) losses.
+            prices: (n, 2).
+        """
+        tables, count = list(self.modules.values()), len(self.modules)
         # One row per column of the allocation; the last stands for "no group" and stays 0.
         chosen = np.zeros((self.width + 1, len(prices)), dtype=np.intp)
         mixes = not self.between.is_additive
         for sweep in range(SWEEPS + mixes):
             before = chosen.copy()
-            mixed = self._choose_configs(chosen, losses, prices, mixes and sweep > 0)
+            own = first if sweep == 0 else losses
+            mixed = self._choose_configs(chosen, own, prices, mixes and sweep > 0)
             for g, readers in enumerate(self._members.values()):
                 total = pruned[g]
                 for i, other, side in readers:

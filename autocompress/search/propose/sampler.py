@@ -37,9 +37,10 @@ PRICED, MOVED = 32, 32  # proposals by prices and by local moves, of which one i
 JITTER = 0.5  # deviation of the log factors per tower and part, for half of the prices
 MOST_MOVES = 3
 FASTEST_EVERY = 4  # proposals; the last of them asks for the fastest candidate
-# Latencies of the second and third proposal, as shares of the float file's. Training decides what
-# they are worth, and the search learns from them what it brings back. For these two it is taken to
-# leave PRUNED_SHARE of what pruning changes (docs/recovery.md, how long).
+# Latencies of the second and third proposal, as shares of the float file's; where the space does
+# not reach one, it is the middle between the one before and the fastest. Training decides what they
+# are worth, and the search learns from them what it brings back. For these two it is taken to leave
+# PRUNED_SHARE of what pruning changes (docs/recovery.md, how long).
 FAST, PRUNED_SHARE = (1 / 2, 1 / 3), 0.25
 UNSURE = 1.0  # deviation of the log factors of losses whose table gives nothing new
 UNKNOWN_SHARE = 0.5  # of a divergence, that recovery may leave while no trial was trained
@@ -376,7 +377,7 @@ class PriceSampler(BaseSampler):
         limits, left = self._goal.limit_point()[:2], np.ones(len(self._allocator.features))
         most = np.array([limit if limit < 1 else np.inf for limit in limits])
         if place > 0:
-            most[1] = min(most[1], FAST[place - 1])
+            most[1] = min(most[1], self._fast(rest[1])[place - 1])
             left[[part == "pruned" for _, part in self._allocator.features]] = PRUNED_SHARE
         choices = self._allocator.least_lossy(ROOM * most - rest, left)
         if self._memory is not None:
@@ -389,6 +390,20 @@ class PriceSampler(BaseSampler):
             costs[1] = self._latency_ms(candidate) / self._goal.baseline.latency_ms
         misses = (costs > most).any()
         return None if misses or choices.tobytes() in {t.key for t in others} else choices
+
+    def _fast(self, rest: float) -> list[float]:
+        """Return the latencies of the fast proposals, as shares of the float file's.
+
+        Args:
+            rest: latency beyond the table.
+        """
+        fastest = self._allocator.least_lossy(np.array([np.inf, 0.0]))
+        least = float(self._allocator.costs(fastest[None])[0, 1]) + rest
+        latencies, before = [], 1.0
+        for share in FAST:
+            before = share if least <= ROOM * share else (before + least) / 2
+            latencies.append(before)
+        return latencies
 
 
 def _numbered(names: list[tuple[str, str]]) -> NDArray[np.intp]:

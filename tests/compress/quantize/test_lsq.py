@@ -45,6 +45,37 @@ def test_each_step_gets_the_gradient_of_its_elements() -> None:
     torch.testing.assert_close(step.grad, torch.tensor([[-0.3 + 3], [-0.2 - 3]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "expanded"])
+def test_one_step_for_all_gets_the_same_gradients_in_any_layout(
+    layout: str, dtype: torch.dtype
+) -> None:
+    """Steps per element are summed by the general way, a single one by the shorter one."""
+    generator = torch.Generator().manual_seed(0)
+    x = (30 * torch.randn(4, 8, 6, 6, generator=generator)).round().to(dtype)  # also at bounds
+    gradient = torch.randn(x.shape, generator=generator).to(dtype)
+    if layout == "channels last":
+        x = x.to(memory_format=torch.channels_last)
+        gradient = gradient.to(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        gradient = gradient.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == "expanded":
+        gradient = gradient[:, :1].expand(x.shape)
+    found = []
+    for shape in ((), x.shape):
+        leaf = x.clone().requires_grad_()
+        step = torch.full(shape, 0.25, dtype=dtype, requires_grad=True)
+        read = leaf.mul(1.0)  # not a weight
+        learned_step(read, step, torch.tensor(3.0, dtype=dtype), 0, 255).backward(gradient)
+        assert leaf.grad is not None
+        assert step.grad is not None
+        found.append((leaf.grad, step.grad.sum()))
+    (one_x, one_step), (each_x, each_step) = found
+    assert torch.equal(one_x, each_x)
+    assert 0 < (one_x == 0).float().mean() < 1, "some are clipped"
+    torch.testing.assert_close(one_step, each_step, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("zero", [scalar(1.0), torch.tensor([[1.0], [2.0]])])
 def test_without_gradients_the_values_are_the_same(zero: Tensor) -> None:
     x = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)) * 3

@@ -13,7 +13,11 @@ from autocompress import Candidate, Distillation, ModuleConfig, Task
 from autocompress.compress.recover import normalisation as module
 from autocompress.compress.recover.context import LEAST_BATCH, Trainer
 from autocompress.compress.recover.cycle import Cycle
-from autocompress.compress.recover.normalisation import decided, trains_statistics
+from autocompress.compress.recover.normalisation import (
+    can_train_statistics,
+    decided,
+    trains_statistics,
+)
 from autocompress.compress.recover.recover import recover
 from autocompress.task.calls import call_model
 
@@ -122,3 +126,30 @@ def batch_of(fixture: Fixture, size: int) -> tuple[torch.Tensor, None]:
     """One training batch without labels."""
     batches = [inputs for inputs, _ in fixture.task.training_batches()]
     return torch.cat(batches)[:size], None
+
+
+class Norms(torch.nn.Module):
+    def __init__(self, tracks: bool) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(4, track_running_stats=tracks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "expected"),
+    [
+        (Norms(tracks=True), LEAST_BATCH, True),
+        (Norms(tracks=True), LEAST_BATCH - 1, False),
+        (Norms(tracks=False), LEAST_BATCH, False),
+        (torch.nn.Linear(4, 4), LEAST_BATCH, False),
+        (torch.nn.LayerNorm(4), LEAST_BATCH, False),
+    ],
+)
+def test_statistics_can_train_in_large_batches(
+    model: torch.nn.Module, batch: int, expected: bool
+) -> None:
+    x = torch.rand(batch, 4)
+    task = Task("t", model.eval(), x[:1], [(x, torch.zeros(batch).long())], metric=len)
+    assert can_train_statistics(task) is expected

@@ -172,3 +172,22 @@ def test_a_rate_is_known_for_what_it_was_found_with(
     ):
         assert not known_rate(replace(trainer, task=changed), stage, tmp_path)
     assert not known_rate(replace(trainer, dtype=torch.bfloat16), stage, tmp_path)
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "train"])
+def test_a_rate_is_tested_with_the_statistics_that_train(
+    fixture: Fixture, stage: Candidate, batch_norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has normalisations; the length of a test is that of its trainings."""
+    trained: list[tuple[int, bool]] = []
+
+    def run(cycle: Cycle) -> int:
+        trained.append((cycle.steps, cycle.renew is not None))
+        cycle.best_divergence = cycle.distillation.learning_rate
+        return cycle.steps
+
+    monkeypatch.setattr(Cycle, "run", run)
+    stage = replace(stage, distillation=replace(stage.distillation, batch_norm=batch_norm))
+    trainer = trainer_of(fixture.task, fixture.stitcher)
+    assert best_rate(trainer, fixture.stitcher, stage, None, steps=7) < 2e-4
+    assert set(trained) == {(7, batch_norm == "train")}

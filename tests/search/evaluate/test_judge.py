@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from autocompress import Candidate, Distillation, Measurement, ModuleConfig, Task
+from autocompress.candidate import UNTRAINED
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate import judge as judge_module
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.evaluate.recovery import Lesson
+from autocompress.search.evaluate.training_plan import LOSSY_RATE
 from autocompress.search.problem.race import open_race
 from autocompress.search.problem.trial_record import TrialRecord
 
@@ -215,3 +217,24 @@ def test_trials_are_not_trained_where_the_front_is_by_blocks(
         judge.problem.space.recovery.by_blocks = by_blocks
         judge.judge(study, int(by_blocks), given)
     assert trained == [given], "without blocks only"
+
+
+@pytest.mark.parametrize(("bits", "rate"), [(3, LOSSY_RATE), (4, UNTRAINED.learning_rate)])
+def test_what_loses_much_is_trained_at_a_larger_rate(
+    judge: Judge, study: optuna.Study, monkeypatch: pytest.MonkeyPatch, bits: int, rate: float
+) -> None:
+    """Candidates whose normalisations are trained, and no rate was tested."""
+    trained: list[float] = []
+
+    def recover(problem, folder, number, given: Candidate, before, *rest, **more) -> Lesson:
+        trained.append(given.distillation.learning_rate)
+        return Lesson(before, False, {})
+
+    monkeypatch.setattr(judge_module, "recover_candidate", recover)
+    monkeypatch.setattr(judge_module, "worth_training", lambda *_: True)
+    judge.problem.trainer = SimpleNamespace(divergence=lambda model: 1.0)
+    judge.problem.space.recovery = SimpleNamespace(steps=5, by_blocks=False, tests_rates=True)
+    lesson = Distillation(steps=5, batch_norm="train")
+    record = judge.judge(study, 0, replace(candidate(bits), distillation=lesson))
+    assert record.candidate.distillation == lesson, "what was proposed"
+    assert trained == [rate]

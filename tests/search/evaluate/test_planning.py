@@ -14,6 +14,7 @@ import torch
 
 from autocompress import Candidate
 from autocompress.compress.recover.cycle import LEAST_GAP
+from autocompress.compress.recover.rehearsal import MOST_TESTS, TESTED
 from autocompress.errors import NotComputableError
 from autocompress.search.evaluate import planning as module
 from autocompress.search.evaluate.planning import (
@@ -22,6 +23,7 @@ from autocompress.search.evaluate.planning import (
     FEWEST_BLOCKS,
     LEAST_BLOCKS,
     LONG_EPOCHS,
+    TESTED_SHARE,
     TRIAL_EPOCHS,
     plan_trainings,
 )
@@ -73,14 +75,15 @@ def problem(
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The seconds of a step that are measured, and what was."""
-    seen: dict[str, Any] = {"step_s": 0.05, "timed": 0, "tested": 0, "known": False}
+    seen: dict[str, Any] = {"step_s": 0.05, "timed": 0, "tested": 0, "steps": [], "known": False}
 
     def step_s(*_: object) -> float:
         seen["timed"] += 1
         return seen["step_s"]
 
-    def rate(*_: object) -> float:
+    def rate(*parts: object) -> float:
         seen["tested"] += 1
+        seen["steps"].append(parts[-1])
         return 6e-4
 
     monkeypatch.setattr(module, "_lossy", lambda *_: Candidate())
@@ -166,6 +169,12 @@ def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(
 def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
     timed["step_s"] = 0.1
+    assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
+    whole, short = timed["steps"]
+    most = TESTED_SHARE * 400 / 0.1 / MOST_TESTS
+    assert whole == TESTED
+    assert most - 2 <= short <= most < TESTED
+    timed["step_s"] = 1.0
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate is None
     timed["known"] = True
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4

@@ -11,8 +11,10 @@ from autocompress import Distillation
 from autocompress.compress.recover.rehearsal import TESTED
 from autocompress.search.evaluate import training_plan as module
 from autocompress.search.evaluate.training_plan import (
+    LOSSY_RATE,
     LongPlan,
     TrainingPlan,
+    for_lossy,
     rate_for,
     rungs_of,
     rungs_within,
@@ -101,3 +103,23 @@ def test_a_problem_follows_its_plan() -> None:
     assert TrainingPlan((20, 60)).of(given).space.recovery.choices["learning_rate"] == (2e-4,)
     fixed = problem({"steps": 5})
     assert TrainingPlan((5,)).of(fixed) == fixed
+
+
+@pytest.mark.parametrize(
+    ("data", "batch_norm", "rate", "expected"),
+    [
+        ({"alpha": 0.5}, "train", 2e-4, LOSSY_RATE),
+        ({"alpha": 0.5}, "frozen", 2e-4, 2e-4),
+        ({"alpha": 0.5}, "auto", 2e-4, 2e-4),
+        ({"alpha": 0.5}, "train", 1e-3, 1e-3),
+        ({"steps": 30, "learning_rate": 2e-4}, "train", 2e-4, 2e-4),
+    ],
+)
+def test_what_lost_much_takes_a_large_rate_where_normalisations_bear_it(
+    data: dict[str, object], batch_norm: str, rate: float, expected: float
+) -> None:
+    recovery = parse_recovery("s", data)
+    trained = Distillation(steps=30, learning_rate=rate, batch_norm=batch_norm)
+    assert for_lossy(trained, recovery) == replace(trained, learning_rate=expected)
+    longer = for_lossy(replace(trained, steps=1000), recovery)
+    assert longer.learning_rate == expected

@@ -9,16 +9,17 @@ from types import SimpleNamespace
 import optuna
 import pytest
 
-from autocompress.candidate import Candidate, Distillation, ModuleConfig
-from autocompress.compress.recover.rehearsal import TESTED
+from autocompress.candidate import UNTRAINED, Candidate, Distillation, ModuleConfig
+from autocompress.compress.recover.rehearsal import MOST_TESTS, TESTED
 from autocompress.errors import NotComputableError
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.recovery import Lesson
-from autocompress.search.evaluate.training_plan import LongPlan, rate_for
+from autocompress.search.evaluate.training_plan import LOSSY_RATE, LongPlan, rate_for
 from autocompress.search.finish import long_recovery
 from autocompress.search.finish.long_recovery import (
+    TEST_SHARE,
     LongRecovery,
     fall,
     hopes_after,
@@ -207,7 +208,8 @@ def test_points_that_lose_little_are_trained_last(
     ("left_s", "tests", "known", "fails", "rate"),
     [
         (900.0, True, None, False, 0.002),
-        (700.0, True, None, False, None),
+        (400.0, True, None, False, 0.002),
+        (200.0, True, None, False, None),
         (900.0, False, None, False, None),
         (900.0, True, 0.0006, False, 0.0006),
         (900.0, True, None, True, None),
@@ -222,11 +224,12 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
     fails: bool,
     rate: float | None,
 ) -> None:
-    tested: list[float] = []
+    tested: list[object] = []
     given: list[Distillation] = []
 
     def test(trainer: object, stitcher: object, stage: Candidate, *others: object) -> float:
-        tested.append(stage.distillation.steps)
+        assert stage.distillation.steps == TESTED
+        tested.append(others[-1])
         if fails:
             raise NotComputableError("no gradient")
         return 0.002
@@ -245,7 +248,8 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
     # Trainings were planned for a candidate whose steps take twice as long.
     plan = LongPlan(300, left_s, known, step_s=2.0)
     recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
-    assert tested == ([TESTED] if tests and known is None and left_s > 800 else [])
+    steps = {900.0: TESTED, 400.0: int(TEST_SHARE * 400 / MOST_TESTS)}.get(left_s)
+    assert tested == ([steps] if tests and known is None and steps else [])
     expected = CANDIDATE.distillation.learning_rate if rate is None else rate_for(rate, 300)
     assert [one.learning_rate for one in given] == [expected]
     tested.clear()
@@ -254,3 +258,36 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
     tested.clear()
     recover_front(again, trials, problem, GOAL, tmp_path, plan, lambda: False, print)
     assert tested == [], "nothing is left to train"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "rate"), [(0.8, LOSSY_RATE), (0.895, UNTRAINED.learning_rate)]
+)
+def test_what_lost_much_needs_no_range_test_where_normalisations_are_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, accuracy: float, rate: float
+) -> None:
+    given: list[Distillation] = []
+    tested: list[float] = []
+
+    def test(trainer: object, stitcher: object, stage: Candidate, *_: object) -> None:
+        tested.append(stage.distillation.learning_rate)
+
+    def train(*parts: object, **_: object) -> Lesson:
+        given.append(parts[3].distillation)
+        return Lesson(Scores(0.85, {}), True, {"300": 0.85})
+
+    monkeypatch.setattr(long_recovery, "best_rate", test)
+    monkeypatch.setattr(long_recovery, "timed_step", lambda *_: 1.0)
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    monkeypatch.setattr(long_recovery.time, "monotonic", lambda: 0.0)
+    recovery = RecoverySpace(tests_rates=True)
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=recovery), trainer=None, stitcher=None)
+    lesson = replace(CANDIDATE.distillation, batch_norm="train")
+    candidate = replace(CANDIDATE, distillation=lesson)
+    trials = {0: (candidate, Scores(accuracy, {}))}
+    plan = LongPlan(300, 900.0, step_s=1.0)
+    recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
+    is_lossy = GOAL.baseline.accuracy - accuracy > GOAL.near
+    assert is_lossy == (accuracy == 0.8)
+    assert len(tested) == (0 if is_lossy else 1)
+    assert [one.learning_rate for one in given] == [rate]

@@ -125,6 +125,11 @@ class Between:
         """Return True if mixtures cost nothing beside their modules."""
         return not self.edges and not self.tensors
 
+    @property
+    def integer_convs(self) -> list[Flags]:
+        """Return by module the (configs,) that are of convolutions with integers."""
+        return [flags & conv for flags, conv in zip(self.integer, self.conv, strict=True)]
+
     def state(self, choices: Choices, ends: Sequence[tuple[int, int]]) -> State:
         """Return how the modules of allocations compute.
 

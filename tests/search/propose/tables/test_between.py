@@ -212,3 +212,30 @@ def test_the_fast_allocation_keeps_floats_where_integers_gain_nothing(parts) -> 
         config = allocator.modules[name].configs[row[i]]
         assert not layout.computes_integers(layout.module_map[name], config), name
     assert row[len(names) :].any(), "it is pruned"
+
+
+def test_floats_are_found_where_conversions_surround_each_module(parts) -> None:
+    """Integers are a little faster in all but one convolution, and converting takes long."""
+    space, layout = parts
+    table = table_of(1.0)
+
+    class Uneven(Times):
+        def kernel_us(self, kernel) -> float:
+            integer, stem = kernel.form == "int8", "8x3x" in kernel.signature
+            return 20.0 + (60.0 if stem else -2.0) * integer
+
+    class Dear(dict):
+        def get(self, name: str, default: float = 0.0) -> float:
+            return 15.0 if name in ("from floats to integers", "from integers to floats") else 0.0
+
+    table.__dict__["model"] = Uneven({}, Dear(), {}, 0.0)
+    float_ms = table.predict_ms(layout, Candidate())
+    allocator = Allocator.of(space, layout, table, {}, 100_000, float_ms)
+    (row,) = allocator.allocate(np.array([(0.0, 1e3)]))
+    uniform = [
+        rows_where(allocator, dict.fromkeys(allocator.modules, integer))
+        for integer in (False, True)
+    ]
+    least = allocator.costs(np.array(uniform))[:, 1]
+    assert least[0] < least[1]
+    assert allocator.costs(row[None])[0, 1] <= least[0] + 1e-9
