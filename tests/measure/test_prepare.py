@@ -25,7 +25,7 @@ def test_other_precisions_are_said_and_searched_in_float32() -> None:
     task = labelled(nn.Linear(4, 4).double(), X.double())
     found = prepared(task, said.append)
     assert said == ["the model is in float64: a float32 copy of it and of its data is searched"]
-    assert found.model.weight.dtype is torch.float32
+    assert next(found.model.parameters()).dtype is torch.float32
     assert next(iter(found.validation))[0].dtype is torch.float32
     assert task.model.weight.dtype is torch.float64
     assert found.batch_first is True
