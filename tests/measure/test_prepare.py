@@ -39,7 +39,8 @@ def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
     assert said == [
         "the first dimension of the inputs [(12, 4)] is not the batch (its parts give other "
         "outputs, or none): batches are never cut nor joined, and files take the shape of "
-        "example_inputs"
+        "example_inputs",
+        "the outputs of the model have no gradient: candidates are not trained",
     ]
     said.clear()
     norm = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4))
