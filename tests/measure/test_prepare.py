@@ -20,6 +20,9 @@ def labelled(model: nn.Module, inputs: Tensor = X, **settings: Any) -> Task:
     return task_of(model, inputs, torch.arange(len(inputs)) % 4, **settings)
 
 
+NO_GRADIENT = "the outputs of the model have no gradient: candidates are not trained"
+
+
 def test_other_precisions_are_said_and_searched_in_float32() -> None:
     said: list[str] = []
     task = labelled(nn.Linear(4, 4).double(), X.double())
@@ -40,7 +43,7 @@ def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
         "the first dimension of the inputs [(12, 4)] is not the batch (its parts give other "
         "outputs, or none): batches are never cut nor joined, and files take the shape of "
         "example_inputs",
-        "the outputs of the model have no gradient: candidates are not trained",
+        NO_GRADIENT,
     ]
     said.clear()
     norm = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4))
@@ -48,7 +51,7 @@ def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
     assert said[0].startswith("0 normalises by the batch that it is given, also in eval mode: ")
     said.clear()
     assert prepared(labelled(centred, batch_first=True, **own), said.append).batch_first is True
-    assert said == [], "what the task says is not asked"
+    assert said == [NO_GRADIENT], "what the task says is not asked"
 
 
 def test_pairs_leave_the_batch_free_in_files() -> None:
