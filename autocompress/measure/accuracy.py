@@ -147,11 +147,11 @@ def check_direction(task: Task) -> None:
             scores.append(tally.scores().accuracy)
         except AutocompressError:
             return  # a metric that fails on few samples
-    right, moved = scores[0], np.array(scores[1:])
-    gap = float(moved.mean()) - right
-    if gap > max(APART * float(moved.std(ddof=1)), LEAST_GAP * abs(float(moved.mean()))):
+    right, others = scores[0], np.array(scores[1:])
+    wrong = float(others.mean())
+    if wrong - right > max(APART * float(others.std(ddof=1)), LEAST_GAP * abs(wrong)):
         raise TaskError(
-            f"task {task.name}: metric gives {right:.4g} for the model and {moved.mean():.4g} when "
+            f"task {task.name}: metric gives {right:.4g} for the model and {wrong:.4g} when "
             "its outputs are those of other samples; expected that higher is better, "
             "nearest: its negative"
         )

@@ -264,6 +264,8 @@ class Task:
         inputs, target = first_batch(self.training_batches(), "train")
         model = copied(self.student or self.model, shares_weights=True)
         inputs = map_inputs(inputs, lambda tensor: tensor.cpu())
+        if next(model.parameters(), None) is None:
+            return ""  # it is refused later: there is nothing to compress
         with with_gradients(model):
             try:
                 outputs = self.outputs_of(model, inputs)

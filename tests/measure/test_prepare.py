@@ -20,12 +20,15 @@ def labelled(model: nn.Module, inputs: Tensor = X, **settings: Any) -> Task:
     return task_of(model, inputs, torch.arange(len(inputs)) % 4, **settings)
 
 
+NO_GRADIENT = "the outputs of the model have no gradient: candidates are not trained"
+
+
 def test_other_precisions_are_said_and_searched_in_float32() -> None:
     said: list[str] = []
     task = labelled(nn.Linear(4, 4).double(), X.double())
     found = prepared(task, said.append)
     assert said == ["the model is in float64: a float32 copy of it and of its data is searched"]
-    assert found.model.weight.dtype is torch.float32
+    assert next(found.model.parameters()).dtype is torch.float32
     assert next(iter(found.validation))[0].dtype is torch.float32
     assert task.model.weight.dtype is torch.float64
     assert found.batch_first is True
@@ -39,7 +42,8 @@ def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
     assert said == [
         "the first dimension of the inputs [(12, 4)] is not the batch (its parts give other "
         "outputs, or none): batches are never cut nor joined, and files take the shape of "
-        "example_inputs"
+        "example_inputs",
+        NO_GRADIENT,
     ]
     said.clear()
     norm = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 4))
@@ -47,7 +51,7 @@ def test_batches_that_stay_whole_are_said_with_the_reason() -> None:
     assert said[0].startswith("0 normalises by the batch that it is given, also in eval mode: ")
     said.clear()
     assert prepared(labelled(centred, batch_first=True, **own), said.append).batch_first is True
-    assert said == [], "what the task says is not asked"
+    assert said == [NO_GRADIENT], "what the task says is not asked"
 
 
 def test_pairs_leave_the_batch_free_in_files() -> None:
