@@ -17,13 +17,13 @@ SPECIAL += ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|
 SPECIAL += ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", "User:", "Answer:"]
 SIDE = 32
 DECODER: dict[str, Any] = {
-    "vocab_size": 72,
+    "vocab_size": 64,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 16,  # a multiple of 16 for the kernel of decoders with a cache
+    "head_dim": 8,
     "max_position_embeddings": 128,
     "pad_token_id": 0,
     "bos_token_id": 2,
@@ -145,7 +145,7 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
         Qwen2VLImageProcessorPil,
     )
 
-    rope = {"rope_type": "default", "mrope_section": [2, 2, 4], "rope_theta": 10000.0}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(
         text_config={**DECODER, "rope_parameters": rope},
         vision_config=vision,

@@ -125,8 +125,8 @@ def cut(proto: ModelProto, tower: Tower) -> ModelProto:
     part = ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import)
     used = {node.op_type for node in needed}
     part.functions.extend(function for function in proto.functions if function.name in used)
-    ends = [[_value(tensor) for tensor in side] for side in (tower.inputs, tower.outputs)]
-    part.graph.CopyFrom(helper.make_graph(needed, tower.name, *ends, tensors))
+    read, made = ([_value(tensor) for tensor in side] for side in (tower.inputs, tower.outputs))
+    part.graph.CopyFrom(helper.make_graph(needed, tower.name, read, made, tensors))
     rename_values(part.graph, {t.value: t.name for t in (*tower.inputs, *tower.outputs)})
     return part
 

@@ -93,7 +93,7 @@ def test_other_tasks_are_refused(tmp_path: Path) -> None:
     target, task = find_target(TARGET), decoder_task(tmp_path)
     assert decoder_source(task, find_target("onnxruntime-cpu")) is None
     with pytest.raises(
-        ExportError, match="takes model folders of the task text-generation, got no"
+        ExportError, match="of the tasks text-generation and image-text-to-text, got no"
     ):
         decoder_source(replace(task, pretrained=None), target)
     further = {"mine": task.example_inputs}
@@ -130,7 +130,7 @@ def test_graphs_with_further_inputs_are_refused(
     values = [helper.make_tensor_value_info(n, TensorProto.INT64, ["b", "s"]) for n in names]
     proto = ModelProto(graph=helper.make_graph([], "decoder", values, []))
     made = Built(proto, {}, {}, tmp_path)
-    monkeypatch.setattr(source, "built", lambda model, known: contextlib.nullcontext(made))
+    monkeypatch.setattr(source, "built", lambda model, known, config: contextlib.nullcontext(made))
     ids = torch.ones(1, 4, dtype=torch.int64)
     known = Pretrained("", "text-generation", "perplexity", (), {})
     decoder = DecoderSource(known, {"input_ids": ids, "attention_mask": ids})

@@ -83,7 +83,7 @@ class PicturesAndText(nn.Module):
         """
         config = self.config.get_text_config(decoder=True)
         inner: Any = self.model
-        half = nn.Module()
+        half: Any = nn.Module()
         half.model = inner.get_decoder()
         half.lm_head = inner.lm_head
         names = library("transformers.models.auto.modeling_auto", "model folders")
