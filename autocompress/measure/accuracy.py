@@ -6,6 +6,7 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -32,7 +33,7 @@ from autocompress.task.calls import call_model, named_outputs, primary_output, r
 from autocompress.task.copies import copied
 from autocompress.task.task import Task
 
-DIRECTION_SAMPLES = 256
+DIRECTION_SAMPLES, DIRECTION_S = 256, 2.0  # most samples, and seconds after which no more are run
 MOST_VALUES = 1 << 22  # of the outputs of a batch
 MOVES = (1, 2, 3, 4, 5, 6, 7)  # places by which outputs are moved
 APART = 6.0  # standard deviations of the moved scores between them and that of the model
@@ -128,12 +129,15 @@ def check_direction(task: Task) -> None:
     if task.batch_first is False:
         return
     pairs, device, cpu = [], torch.device("cpu"), copied(task.model, shares_weights=True)
+    begun = time.monotonic()
     for inputs, target in task.first_samples(task.validation, DIRECTION_SAMPLES):
         outputs = metric_outputs(task, cpu, inputs, device)
         primary = outputs[""]
         if primary.dim() == 0 or not max(MOVES) < len(primary) <= primary.numel() <= MOST_VALUES:
             break
         pairs.append((outputs, target))
+        if time.monotonic() - begun > DIRECTION_S:
+            break
     if not pairs:
         return
     scores = []
