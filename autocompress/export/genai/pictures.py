@@ -163,7 +163,7 @@ def _rename_pictures(graph: GraphProto, weights: Collection[str]) -> None:
 
 def _lookup(graph: GraphProto, table: str) -> NodeProto:
     """Return the node that looks tokens up, which must be their only reader."""
-    readers = [node for node in graph.node if TOKENS in reads(node)]
+    readers: list[NodeProto] = [node for node in graph.node if TOKENS in reads(node)]
     if len(readers) != 1 or readers[0].op_type != "Gather" or readers[0].input[0] != table:
         kinds = ", ".join(node.op_type for node in readers) or "nothing"
         raise ExportError(
@@ -180,7 +180,8 @@ def _product(graph: GraphProto, head: str) -> NodeProto:
         for node in graph.node
         if node.op_type == "Transpose" and node.input[0] == head
     )
-    return next(node for node in graph.node if node.op_type == "MatMul" and turned in node.input)
+    products: list[NodeProto] = [node for node in graph.node if node.op_type == "MatMul"]
+    return next(node for node in products if turned in node.input)
 
 
 def _sorted(nodes: Sequence[NodeProto], graphs: Sequence[GraphProto]) -> list[NodeProto]:

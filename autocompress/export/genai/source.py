@@ -93,7 +93,7 @@ class DecoderSource:
             proto = with_model_names(made.proto, noise, made.array_of)
             compute_tables(proto)
             papers = made.papers
-        if self.has_pictures:
+        if self.has_pictures and isinstance(model, ReadsPictures):
             self._join(model, proto, names)
             papers = {CONFIG: with_towers(papers[CONFIG], model.picture_token)}
         weights, parameters = {}, dict(model.named_parameters())
