@@ -206,7 +206,7 @@ class Allocator:
         chosen = self._swept(losses, losses, pruned, prices)
         if self.between.is_additive:
             return chosen
-        # Conversions on all sides keep a module from changing alone: floats are a start, too.
+        # Conversions on all sides keep a module from changing alone: floats are a start too.
         floats = []
         for loss, barred in zip(losses, self.between.integer_convs, strict=True):
             floats.append(np.where(barred & ~barred.all(), np.inf, loss))
