@@ -276,23 +276,30 @@ class SimulatedModule(nn.Module):
             factor = IntegerFactor.of(stored)
             if factor is None:
                 return None
-            (rows, columns), shape = self._factor_masks(i), self._factor_shape(i)
-            scale, sums = (
-                scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums)
-            )
-            factors.append(IntegerFactor(scatter(factor.values, rows, columns, shape), scale, sums))
+            if self.narrow is None:
+                (rows, columns), shape = self._factor_masks(i), self._factor_shape(i)
+                scale, sums = (
+                    scatter(of_row, rows, None, shape[:1]) for of_row in (factor.scale, factor.sums)
+                )
+                values = scatter(factor.values, rows, columns, shape)
+                factor = IntegerFactor(values, scale, sums)
+            factors.append(factor)
         return factors
 
     def _product_of_integers(self, x: Tensor) -> Tensor | None:
         """Compute as the integer kernel; return None for NaN or infinity."""
         assert self.integers is not None
-        shape, last = x.shape[:-1], len(self.integers) - 1
+        narrow, shape, last = self.narrow, x.shape[:-1], len(self.integers) - 1
+        # The range of the input is that of the kept channels.
+        x = x if narrow is None else narrow.taken(x)
+        bias = self.bias if narrow is None else narrow.of_outputs(self.bias)
         for i, factor in enumerate(self.integers):
             read = self.rounding(x)
             if read is None:
                 return None
-            x = factor.product(read, self.bias if i == last else None)
-        return x.view(*shape, -1)
+            x = factor.product(read, bias if i == last else None)
+        x = x.view(*shape, -1)
+        return x if narrow is None else narrow.placed(x)
 
     def _factors(self) -> list[Tensor]:
         """Return the factors that `forward` computes with; they are kept while none is trained."""
