@@ -113,21 +113,22 @@ def evaluate_model(
     return tally.scores(), tally.samples
 
 
-def check_direction(task: Task) -> None:
-    """Check that the metric is not better for outputs that belong to other samples.
+def direction_note(task: Task) -> str:
+    """Return a line if the metric is better for outputs that belong to other samples.
 
     The metric of the first validation samples is compared with those after the rows of each batch
-    were moved by several places. It is wrong only if it lies far below all of them, so that a
-    metric of random labels passes.
+    were moved by several places. It is noted only if it lies far below all of them, so that a
+    metric of random labels passes. Models that are worse than chance, as some with random weights
+    are, cannot be told from metrics of which smaller values are better.
 
     Args:
         task: with settled splits and a known first dimension.
 
-    Raises:
-        TaskError: smaller values of the metric are better.
+    Returns:
+        "" for most tasks.
     """
     if task.batch_first is False:
-        return
+        return ""
     pairs, device, cpu = [], torch.device("cpu"), copied(task.model, shares_weights=True)
     begun = time.monotonic()
     for inputs, target in task.first_samples(task.validation, DIRECTION_SAMPLES):
@@ -139,7 +140,7 @@ def check_direction(task: Task) -> None:
         if time.monotonic() - begun > DIRECTION_S:
             break
     if not pairs:
-        return
+        return ""
     scores = []
     for places in (0, *MOVES):
         own = replace(task, extra_metrics={})
@@ -150,15 +151,15 @@ def check_direction(task: Task) -> None:
         try:
             scores.append(tally.scores().accuracy)
         except AutocompressError:
-            return  # a metric that fails on few samples
+            return ""  # a metric that fails on few samples
     right, others = scores[0], np.array(scores[1:])
     wrong = float(others.mean())
-    if wrong - right > max(APART * float(others.std(ddof=1)), LEAST_GAP * abs(wrong)):
-        raise TaskError(
-            f"task {task.name}: metric gives {right:.4g} for the model and {wrong:.4g} when "
-            "its outputs are those of other samples; expected that higher is better, "
-            "nearest: its negative"
-        )
+    if wrong - right <= max(APART * float(others.std(ddof=1)), LEAST_GAP * abs(wrong)):
+        return ""
+    return (
+        f"metric: it is {right:.4g} for the model and {wrong:.4g} when its outputs are those of "
+        "other samples, and higher counts as better; if smaller is better, give its negative"
+    )
 
 
 def _check_shapes(

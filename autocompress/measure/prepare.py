@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from autocompress.measure.accumulators import check_fresh, fresh
-from autocompress.measure.accuracy import check_direction, metric_outputs
+from autocompress.measure.accuracy import direction_note, metric_outputs
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
@@ -102,7 +102,9 @@ def prepared(
             )
     task = replace(task, batch_first=batch_first)
     with suppress(UserCodeError):  # an evaluation tells errors of the metric with their place
-        check_direction(task)
+        direction = direction_note(task)
+        if direction:
+            say(direction)
     task = plain_task(task)
     if task.no_gradient:
         say(f"{task.no_gradient}: candidates are not trained")
