@@ -90,7 +90,7 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
                 entry["block_size"],
             )
         simulated.load(stored.others, stored.masks)
-    except (AttributeError, KeyError, RuntimeError, TaskError) as error:
+    except (AttributeError, KeyError, RuntimeError, TaskError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(
             f"{folder}: the model has another architecture than the one that was compressed: "

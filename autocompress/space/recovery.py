@@ -155,7 +155,8 @@ class RecoverySpace:
         space = replace(self, rungs=rungs) if self.plans_steps else self
         if learning_rate is None or not self.tests_rates:
             return space
-        return replace(space, choices={**space.choices, "learning_rate": (learning_rate,)})
+        choices = {**space.choices, "learning_rate": (learning_rate,)}
+        return replace(space, choices=choices, tests_rates=False)  # it is known now
 
     def fitted(
         self, has_labels: bool, has_logits: bool, parameters: int, norms: bool = False

@@ -17,7 +17,7 @@ from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.figures import Figures
 
-RULES = 2  # version of how operators are counted; cached tables of another one are not used
+RULES = 3  # version of how operators are counted; cached tables of another one are not used
 # After fusions but before layouts for this machine's processor, as a device's compiler would begin.
 LEVEL = "EXTENDED"
 BYTES = {

@@ -13,7 +13,14 @@ import onnx
 
 from autocompress.errors import AutocompressError
 from autocompress.targets.device.graph_file import external_files, metadata
-from autocompress.targets.device.sessions import DEFAULT, LITERT, SessionSettings, open_session
+from autocompress.targets.device.sessions import (
+    DEFAULT,
+    LITERT,
+    TOWERS,
+    SessionSettings,
+    open_session,
+    tower_file,
+)
 from autocompress.targets.memory.arena import flat_memory
 from autocompress.task.batches import MASK, cache_shapes
 
@@ -54,12 +61,13 @@ def bytes_in_memory(model: bytes | str, settings: SessionSettings) -> int | None
 
 
 def stored_bytes(path: str) -> int:
-    """Return the bytes of a file and of those that hold its external data.
+    """Return the bytes of a file, of those that hold its external data, and of its towers.
 
     Args:
         path: of an ONNX file whose external data is there.
     """
-    files = {Path(path), *external_files(path)}
+    towers = (tower_file(Path(path), name) for name in TOWERS)
+    files = {Path(path), *external_files(path), *filter(Path.is_file, towers)}
     return sum(file.stat().st_size for file in files)
 
 

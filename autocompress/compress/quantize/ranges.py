@@ -29,7 +29,8 @@ def block_scales(
 
     The range of min and max, widened to hold 0, is clipped by the ratio that `method` chooses.
     Where symmetric bounds hold one more integer below 0, the scale of a block whose largest value
-    is positive is negative (as in the Q4_0 of ggml): the value then takes that integer.
+    is positive is negative (as in the Q4_0 of ggml): the value can take that integer where the
+    range is clipped.
 
     Args:
         blocks: (n, size), finite.

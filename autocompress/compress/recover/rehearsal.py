@@ -28,6 +28,7 @@ from autocompress.model_digest import value_bytes
 from autocompress.task.batches import leaves, seeded, target_to_device, to_device
 from autocompress.task.copies import named_state, set_state
 
+FORMAT = "2"  # part of every key; raised when the test changes
 TIMED = 3  # steps that are timed, after one to warm up
 TESTED = 60  # steps with each rate of a range test
 KEYED = 4  # training batches on which a cached rate depends
@@ -256,7 +257,7 @@ def _entry(trainer: Trainer, stage: Candidate, steps: int) -> str:
     The task's loss is told by its value for the teacher's answers to the first batch.
     """
     task, teacher = trainer.task, trainer.teacher.model
-    test = f"{steps} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
+    test = f"{FORMAT} {steps} {FACTOR} {LOWEST} {HIGHEST} {torch.__version__}"
     parts: list[str | bytes] = [
         f"{model_hash(teacher)} {model_hash(task.model)} {json.dumps(stage.to_json())} {test}",
         f"{trainer.device} {trainer.arithmetic}",

@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from autocompress.export.float_graph.towers import cut, noted_towers
 from autocompress.measure.size import FILE_BYTES, GRAPH_BYTES
 from autocompress.results.files import MODEL_FILE, disk_error, write_atomic, write_parts
-from autocompress.targets.device.sessions import DATA_SUFFIX, tower_file
+from autocompress.targets.device.sessions import DATA_SUFFIX, TOWERS, tower_file
 
 LEAST_APART = 1 << 10  # bytes of a tensor that lies in the other file
 PAGE = 4096  # bytes; weights begin at pages, where a system maps them into memory
@@ -136,13 +136,13 @@ def data_of(path: Path) -> Path:
 
 
 def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, and of the weights beside it if there are some.
+    """Return the SHA-256 of a file, and of the weights and towers beside it if there are some.
 
     Args:
         path: of the graph.
     """
     sum_of = hashlib.sha256()
-    for part in (path, data_of(path)):
+    for part in (path, data_of(path), *(tower_file(path, name) for name in TOWERS)):
         if part == path or part.is_file():
             with part.open("rb") as file:
                 while block := file.read(1 << 24):

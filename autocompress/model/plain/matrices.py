@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from autocompress.model.plain.operands import constant_of
 from autocompress.model.plain.recurrent import CELLS, cell_products
 
+MOST_PAIRS = 16  # of two inputs, as a multiple of the values of both
 MOST_MATRICES = 256  # more would be more modules than a search can tell apart
 aten = torch.ops.aten
 
@@ -120,9 +121,16 @@ def _patches(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
 
 
 def _bilinear(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Rewrite x1 @ W[o] @ x2 for each o as one product with all pairs of x1 and x2."""
+    """Rewrite x1 @ W[o] @ x2 for each o as one product with all pairs of x1 and x2.
+
+    Layers with so many pairs that they would fill the memory stay as they are.
+    """
     left, right, weight, bias = (*node.args, None)[:4]
-    if not isinstance(weight, fx.Node) or constant_of(module, weight) is None:
+    value = constant_of(module, weight) if isinstance(weight, fx.Node) else None
+    if value is None:
+        return None
+    _, first, second = value.shape
+    if first * second > MOST_PAIRS * (first + second):
         return None
     graph = module.graph
     columns = _call(graph, aten.unsqueeze.default, left, -1)

@@ -185,10 +185,12 @@ def _rate(
     recovery, trainer = problem.space.recovery, problem.trainer
     if not recovery.tests_rates or recovery.by_blocks:
         return None
-    steps = TESTED if left_s is None else tested_steps(TESTED_SHARE * left_s, step_s)
+    steps = TESTED
     try:
-        if steps == 0 and not known_rate(trainer, stage, folder):
+        if left_s is not None and not known_rate(trainer, stage, folder):
+            steps = tested_steps(TESTED_SHARE * left_s, step_s)
+        if steps == 0:
             return None
-        return best_rate(trainer, problem.stitcher, stage, folder, stop, steps or TESTED)
+        return best_rate(trainer, problem.stitcher, stage, folder, stop, steps)
     except BROKEN:
         return None

@@ -176,7 +176,7 @@ def recover_front(
             return
         report("recovering the front", i / len(todo))
         lesson = plan.lesson(candidate.distillation, steps)
-        if _is_lossy(scores, goal):
+        if _is_lossy(scores, goal) and not problem.space.recovery.by_blocks:
             lesson = for_lossy(lesson, problem.space.recovery)
         lesson = replace(lesson, blocks=problem.space.recovery.by_blocks)
         longer = replace(candidate, distillation=lesson)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.latency_model.breakdown import module_shares
 from autocompress.targets.latency_model.quality import prediction_errors
+from autocompress.targets.workload import workload
 
 
 def folder_name(number: int) -> str:
@@ -153,8 +155,15 @@ def parts_of(file: MeasuredFile, problem: Problem, latency_ms: float) -> dict[st
     shares: Mapping[str, float] = {}
     if problem.table.runs:
         shares = module_shares(problem.table, problem.layout, file.finalist.candidate)
-    parts = {}
-    for name, size in file.module_bytes.items():
+    parts, sizes = {}, dict(file.module_bytes)
+    kernels = workload(problem.layout, file.finalist.candidate).kernels
+    for names in problem.layout.joined:
+        if names[0] in kernels and names[1] not in kernels:  # the first has the weights of all
+            whole = sum(sizes.get(name, 0) for name in names)
+            weights = {name: prod(problem.layout.module_map[name].weight_shape) for name in names}
+            share = whole / sum(weights.values())
+            sizes.update({name: round(share * weight) for name, weight in weights.items()})
+    for name, size in sizes.items():
         ms = round(shares.get(name, 0.0) * latency_ms, 6) if shares else None
         parts[name] = ModulePart(size, ms)
     return parts

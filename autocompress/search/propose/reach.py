@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -70,21 +71,28 @@ def check_memory(bench: Problem, limits: Limits) -> None:
 
 def _lean_candidates(bench: Problem) -> Iterator[Candidate]:
     """Yield candidates with few activations; each change of one that takes less is kept."""
-    configs, others = {}, dict[str, list[ModuleConfig]]()
+    forms, integers, floats = dict[str, list[ModuleConfig]](), {}, {}
     for module in bench.layout.module_map:
         ratio = max(bench.space.numbers(module.name, "pruning_ratio"))
-        forms: dict[str, ModuleConfig] = {}
+        known: dict[str, ModuleConfig] = {}
         for config in bench.space.configs(module.name):
-            forms.setdefault(bench.layout.form(module, config), config)
+            known.setdefault(bench.layout.form(module, config), config)
         # Whole modules come before factors, and integers by calibrated ranges before other forms.
         usual = ["int8" if module.kind == "conv" else "int8-static", "int8", "float"]
-        order = sorted(forms, key=lambda form: usual.index(form) if form in usual else len(usual))
-        first, *rest = [replace(forms[form], pruning_ratio=ratio) for form in order]
-        configs[module.name], others[module.name] = first, rest
-    yield Candidate.of(configs)
-    best, files = bench.activation_bytes(Candidate.of(configs)), 1
-    for name, rest in others.items():
-        for config in rest:
+        order = sorted(known, key=lambda form: usual.index(form) if form in usual else len(usual))
+        own = [replace(known[form], pruning_ratio=ratio) for form in order]
+        forms[module.name], integers[module.name] = own, own[0]
+        floats[module.name] = next((c for c in own if c.activation_bits == 32), own[0])
+    configs, best, files = integers, math.inf, 0
+    for start in (integers, floats) if floats != integers else (integers,):
+        yield Candidate.of(start)
+        files, memory = files + 1, bench.activation_bytes(Candidate.of(start))
+        if memory < best:
+            configs, best = start, memory
+    for name, own in forms.items():
+        for config in own:
+            if config == configs[name]:
+                continue
             if files >= FILES:
                 return
             changed = {**configs, name: config}

@@ -23,8 +23,9 @@ WIDTHS: tuple[tuple[int, int], ...] = ((8, 8), (4, 8))  # bits of weights, of ac
 WEIGHTS_ONLY = ModuleConfig(4, 32, symmetric=False)
 COARSE, WHOLE = 256, 0  # inputs per scale: of the largest groups, or one scale for all of them
 GLOBAL_RATIO = 0.3  # of all units of the pruned candidate
-# Enqueued where time is limited: 8 bits, 4 bits, and 4 bits of another kind (float inputs, or large
-# groups without zero points), which no other proposal gives to all modules at once.
+# Enqueued where time is limited: 8 bits, 4 bits, and the next one: 4 bits of another kind (float
+# inputs, or large groups without zero points), which no other proposal gives to all modules at
+# once, or 8 bits pruned where the space has no such kind.
 FEWEST = 3
 
 Parameters = dict[str, int]

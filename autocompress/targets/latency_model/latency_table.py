@@ -188,6 +188,27 @@ class LatencyTable:
             layout.around_alike(module, kernel)
         )
 
+    def alone_us(
+        self,
+        layout: Layout,
+        module: CompressibleModule,
+        config: ModuleConfig,
+        kept_out: int,
+        kept_in: int,
+    ) -> float:
+        """Return the same without what lies between the module and its neighbours.
+
+        Args:
+            layout: as for `module_us`.
+            module: as for `module_us`.
+            config: as for `module_us`.
+            kept_out: as for `module_us`.
+            kept_in: as for `module_us`.
+        """
+        kernel = layout.kernel(module, config, kept_out, kept_in)
+        self._check_covered({module.name: kernel})
+        return self.model.kernel_us(kernel) + self.model.around_us(layout.around(module, kernel))
+
     def around_us(self, surroundings: Mapping[str, float]) -> float:
         """Return the predicted microseconds of operators around the modules.
 

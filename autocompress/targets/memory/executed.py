@@ -129,7 +129,9 @@ def shared_places(
     """
     places: dict[Any, Any] = {}
     for operator, step in zip(operators, steps, strict=True):
-        if operator in RENAMES and step.reads and step.writes[0] not in fixed:
+        # The input of a constant with a computed shape is the shape.
+        same = bool(step.reads) and sizes.get(step.reads[0]) == sizes.get(step.writes[0])
+        if operator in RENAMES and same and step.writes[0] not in fixed:
             places[step.writes[0]] = places.get(step.reads[0], step.reads[0])
     last: dict[Any, int] = {}
     for i, step in enumerate(steps):
@@ -141,7 +143,7 @@ def shared_places(
             continue
         for name in step.reads:
             place = places.get(name, name)
-            if last[place] == i and sizes[name] == sizes.get(written, 0):
+            if last[place] == i and name in sizes and sizes[name] == sizes.get(written, 0):
                 last[place] = last[written]
                 for other in (written, *(one for one, own in places.items() if own == written)):
                     places[other] = place

@@ -123,3 +123,11 @@ def test_what_lost_much_takes_a_large_rate_where_normalisations_bear_it(
     assert for_lossy(trained, recovery) == replace(trained, learning_rate=expected)
     longer = for_lossy(replace(trained, steps=1000), recovery)
     assert longer.learning_rate == expected
+
+
+def test_a_tested_rate_stays_for_lossy_candidates() -> None:
+    """Also where the test found the default."""
+    trained = Distillation(steps=30, learning_rate=2e-4, batch_norm="train")
+    recovery = parse_recovery("s", {"steps": "auto"})
+    assert for_lossy(trained, recovery.planned((30,), None)).learning_rate == LOSSY_RATE
+    assert for_lossy(trained, recovery.planned((30,), 2e-4)) == trained

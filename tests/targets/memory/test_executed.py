@@ -10,7 +10,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from autocompress.targets.device.feeds import WeightedFeeds
 from autocompress.targets.memory.activations import activation_bytes
-from autocompress.targets.memory.executed import executed_bytes
+from autocompress.targets.memory.executed import executed_bytes, shared_places
+from autocompress.targets.memory.lifetimes import Step
 
 FEED = {"x": np.zeros((1, 16, 8, 8), np.float32)}
 WHOLE = FEED["x"].nbytes
@@ -108,3 +109,16 @@ def test_the_batch_of_the_feed_counts(count: int) -> None:
     assert executed_bytes(file, feed) == 2 * count * WHOLE
     both = WeightedFeeds(((0.9, FEED), (0.1, feed)))
     assert executed_bytes(file, both) == 2 * count * WHOLE, "of several inputs the largest"
+
+
+def test_tensors_whose_shapes_are_not_known_share_no_place() -> None:
+    steps = [Step(("x",), ("gate",)), Step(("gate", "half"), ("both",))]
+    known = {"x": 8, "half": 8, "both": 8}
+    places = shared_places(["GroupQueryAttention", "Mul"], steps, known, {"x"})
+    assert places == {"both": "half"}
+
+
+def test_a_constant_with_a_computed_shape_does_not_lie_in_the_place_of_the_shape() -> None:
+    steps = [Step(("shape",), ("table",)), Step(("x",), ("turned",))]
+    sizes = {"shape": 16, "table": 4096, "x": 64, "turned": 64}
+    assert shared_places(["Reshape", "Reshape"], steps, sizes, ()) == {"turned": "x"}

@@ -85,7 +85,7 @@ class SingleChanges:
         rows, columns = rows - removed.get("out", 0), columns - removed.get("in", 0)
         size = stored_bytes(module, config, layout.integer_form(module), rows, columns)
         size += FLOAT_BYTES * rows * module.has_bias
-        return size, self.latencies.module_us(layout, module, config, rows, columns)
+        return size, self.latencies.alone_us(layout, module, config, rows, columns)
 
     def _other_bytes(self, removed: Mapping[str, Mapping[str, int]]) -> int:
         """Return the (negative) bytes of the parameters that normalisations lose."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -148,6 +148,7 @@ class TrialReader:
         else:
             indices, choices, losses = known.indices, known.choices, known.losses
             costs = known.costs
+        record = self._with_memory(record)
         base, latency_ms = self.goal.baseline, record.latency_ms
         if self.latency_ms is not None and record.candidate_json is not None:
             latency_ms = self.latency_ms(record.candidate)
@@ -167,6 +168,13 @@ class TrialReader:
             are_kept(record.missed(self.goal.limits, base.accuracy, self.activations, latency_ms)),
         )
         return described
+
+    def _with_memory(self, record: TrialRecord) -> TrialRecord:
+        """Return a record with the memory that a limit asks for, if its run had no such limit."""
+        is_known = self.goal.limits.max_memory_bytes is None or record.activation_bytes is not None
+        if is_known or self.activations is None or not record.qualities:
+            return record
+        return replace(record, activation_bytes=self.activations(record.candidate))
 
 
 def told_front(trials: list[Told]) -> list[Told]:

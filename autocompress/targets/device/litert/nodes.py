@@ -16,6 +16,7 @@ OPERATORS = {
     "RESHAPE": "Reshape",
     "GATHER": "Gather",
     "EMBEDDING_LOOKUP": "Gather",
+    "STRIDED_SLICE": "Slice",
 }
 KINDS = {"float32": "float", "float64": "double"}  # names of types that differ
 

@@ -42,7 +42,7 @@ def test_sizes_are_those_of_the_graphs_within_a_share_of_the_whole(
     task = request.getfixturevalue(name)
     builder = prepare(task, find_modules(task.model, task.example_inputs), KernelChoice())
     space = SearchSpace.load(SPACE).bind(builder.module_map, find_target("onnxruntime-cpu"))
-    table = SimpleNamespace(module_us=module_us)
+    table = SimpleNamespace(alone_us=module_us)
     float_bytes = builder.size_bytes(Candidate())
     changes = SingleChanges(layout_of(builder), table, float_bytes, 4.0, 2.0)
     pruned = 0
@@ -66,7 +66,7 @@ def test_a_change_of_one_module_is_added_to_the_float_model() -> None:
     layout = SimpleNamespace(
         module_map=[module], integer_form=lambda module: SimpleNamespace(bits=8)
     )
-    table = SimpleNamespace(module_us=module_us)
+    table = SimpleNamespace(alone_us=module_us)
     changes = SingleChanges(layout, table, 5000, 4.0, 2.0)
     size, milliseconds = changes.costs("a", ModuleConfig(weight_bits=8))
     assert size == 5000 - 200 * 3 + 10 * 4  # a scale per row

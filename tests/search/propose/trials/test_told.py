@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from autocompress.search.propose.trials.told import lost_of, told_front
+from autocompress.candidate import Candidate
+from autocompress.search.problem.trial_record import TrialRecord
+from autocompress.search.propose.trials.told import TrialReader, lost_of, told_front
 from tests.search.propose.told_trials import BOTH, GOAL, told, trial
 
 
@@ -55,3 +59,15 @@ def test_told_trials_know_their_state_and_choices() -> None:
     one, two = (told(1.0, 1.0, 0.1, choices=np.array([i])) for i in (1, 2))
     assert one.key != two.key
     assert one.key == told(0.2, 1.0, 0.3, choices=np.array([1])).key
+
+
+def test_trials_of_a_run_without_a_limit_of_memory_get_theirs() -> None:
+    nothing: Any = None
+    limited = replace(GOAL, limits=replace(GOAL.limits, max_memory_bytes=100.0))
+    done = replace(TrialRecord.of(0, Candidate()), qualities=(0.7,))
+    for goal, expected in ((limited, 200), (GOAL, None)):
+        reader = TrialReader(nothing, nothing, goal, activations=lambda candidate: 200)
+        assert reader._with_memory(done).activation_bytes == expected
+    known = replace(done, activation_bytes=50)
+    reader = TrialReader(nothing, nothing, limited, activations=lambda candidate: 200)
+    assert reader._with_memory(known).activation_bytes == 50
