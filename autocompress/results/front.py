@@ -6,7 +6,7 @@ The end of a search writes front.json with these classes; reports and exports re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,11 @@ class ParetoFront:
 
     @classmethod
     def of(
-        cls, baseline: Measurement, points: Sequence[FrontPoint], objectives: tuple[str, ...] = ()
+        cls,
+        baseline: Measurement,
+        points: Sequence[FrontPoint],
+        objectives: tuple[str, ...] = (),
+        aside: Collection[int] = (),
     ) -> ParetoFront:
         """Return the front of some points, split by dominance of their measured numbers.
 
@@ -62,11 +66,13 @@ class ParetoFront:
             baseline: the float model.
             points: verified points in any order.
             objectives: extra metrics that count too, maximised.
+            aside: numbers of trials whose points dominate nothing and count as dominated.
 
         Returns:
             The front; of equal points the one of the earlier trial stays.
         """
-        ordered = sorted(points, key=lambda p: (p.measured.size_bytes, p.trial))
+        inside = [point for point in points if point.trial not in aside]
+        ordered = sorted(inside, key=lambda p: (p.measured.size_bytes, p.trial))
         values = []
         for point in ordered:
             measured = point.measured
@@ -75,6 +81,7 @@ class ParetoFront:
         dominated: list[FrontPoint] = []
         for point, is_best in zip(ordered, non_dominated(values), strict=True):
             (best if is_best else dominated).append(point)
+        dominated += [point for point in points if point.trial in aside]
         return cls(baseline, tuple(best), tuple(dominated), objectives)
 
     def __iter__(self) -> Iterator[FrontPoint]:

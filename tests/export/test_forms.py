@@ -355,7 +355,7 @@ class Everything(nn.Module):
 
 @pytest.fixture(scope="module")
 def everything() -> Fixture:
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # of seed 0 an 8-bit rounding lies between two integers
     return fixture_of(Everything(), torch.randint(0, 30, (6, 11)), Chosen(4))
 
 

@@ -137,9 +137,11 @@ def test_a_model_that_is_wrong_on_the_front_is_fitted_again(
     candidates: dict[str, Candidate] = {}
     real = front_files.run_file
 
-    def run_file(finalist: Finalist, problem: Problem, place: Path, folder: Path) -> MeasuredFile:
+    def run_file(
+        finalist: Finalist, problem: Problem, place: Path, folder: Path, limited: bool
+    ) -> MeasuredFile:
         candidates[place.name] = candidates[f"{finalist.number:04d}"] = finalist.candidate
-        return real(finalist, problem, place, folder)
+        return real(finalist, problem, place, folder, limited)
 
     monkeypatch.setattr(front_files, "run_file", run_file)
 

@@ -37,6 +37,7 @@ from autocompress.search.finish.measured_file import (
 from autocompress.search.finish.points import (
     errors_of,
     folder_name,
+    over_memory,
     parts_of,
     point_of,
     worth_showing,
@@ -257,7 +258,9 @@ class FrontFiles:
             )
         for number, file in self._files.items():
             self._files[number] = _moved(file, models)
-        front = ParetoFront.of(baseline, self._kept(baseline), objectives)
+        kept = self._kept(baseline)
+        aside = over_memory(kept, self.limits)
+        front = ParetoFront.of(baseline, kept, objectives, aside)
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front
 

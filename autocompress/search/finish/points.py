@@ -81,6 +81,26 @@ def worth_showing(
     ]
 
 
+def over_memory(points: Sequence[FrontPoint], limits: Limits) -> set[int]:
+    """Return the trials whose points miss the limit of memory, which is no objective.
+
+    A resumed run may have got the limit, and a point that misses it must not hide one that keeps
+    it.
+
+    Args:
+        points: of all files that are shown.
+        limits: absolute limits.
+
+    Returns:
+        Numbers of trials; none if all points miss the limit.
+    """
+    most = limits.max_memory_bytes
+    if most is None:
+        return set()
+    over = {p.trial for p in points if (p.measured.activation_bytes or 0) > most}
+    return over if len(over) < len(points) else set()
+
+
 def point_of(
     file: MeasuredFile,
     rest: OtherScores,
