@@ -216,6 +216,27 @@ class Layout:
             amount=sum(kernel.amount for kernel in kernels),
         )
 
+    def divided(
+        self, amounts: Mapping[str, float], kernels: Mapping[str, Kernel]
+    ) -> dict[str, float]:
+        """Divide what modules share by their weights, where one kernel computes several.
+
+        Args:
+            amounts: by module, such as bytes or microseconds.
+            kernels: of a candidate, as `Work.kernels`.
+
+        Returns:
+            The amounts of all modules, with the same sum.
+        """
+        result = dict(amounts)
+        for names in self.joined:
+            if names[0] not in kernels or names[1] in kernels:
+                continue
+            weights = {name: prod(self.module_map[name].weight_shape) for name in names}
+            share = sum(result.get(name, 0.0) for name in names) / sum(weights.values())
+            result.update({name: share * weight for name, weight in weights.items()})
+        return result
+
     def around(self, module: CompressibleModule, kernel: Kernel) -> dict[str, float]:
         """Return the features that a module adds to the surroundings, whatever its neighbours are.
 

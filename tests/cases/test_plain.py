@@ -172,6 +172,18 @@ class Standardised(nn.Module):
         return nn.functional.linear(x, self.head.weight * self.mask, self.head.bias)
 
 
+class Wide(nn.Module):
+    """A bilinear layer with too many pairs of inputs to be one product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.pair = nn.Linear(8, 64), nn.Bilinear(64, 64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.before(x)
+        return self.pair(hidden, hidden.relu())
+
+
 def hooked() -> nn.Module:
     net = nn.Sequential(
         nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4)
@@ -496,3 +508,9 @@ def test_a_fault_ends_the_search_before_its_first_trial(
     fault(monkeypatch)
     with pytest.raises(ExportError, match=said):
         autocompress.search(identity_task(), SPACE, n_trials=1, out=tmp_path, quiet=True)
+
+
+def test_bilinear_layers_that_would_fill_the_memory_stay_as_they_are() -> None:
+    found = find_modules(Wide().eval(), torch.randn(4, 8))
+    assert [(module.name, module.kind) for module in found] == [("before", "linear")]
+    assert any(part.name == "pair" for part in found.uncovered)

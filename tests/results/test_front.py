@@ -59,6 +59,13 @@ def test_of_equal_points_the_earlier_trial_stays() -> None:
     assert (trials(found), trials(found.dominated)) == ([4], [5])
 
 
+def test_points_aside_hide_nothing() -> None:
+    better, worse = point(3, 100, 1.0, 0.9), point(4, 200, 2.0, 0.8)
+    assert trials(front_of(better, worse)) == [3]
+    found = ParetoFront.of(BASELINE, (better, worse), aside={3})
+    assert (trials(found), trials(found.dominated)) == ([4], [3])
+
+
 def test_picks() -> None:
     assert FRONT.smallest().trial == 1
     assert FRONT.fastest().trial == 2

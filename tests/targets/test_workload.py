@@ -198,3 +198,12 @@ def test_what_is_joined_is_part_of_the_structure() -> None:
     assert layout().digest == layout(joined=()).digest
     own = {"linear 16x8", "linear 8x8"}
     assert packing().kernel_signatures == {*own, "linear 16x8 and linear 8x8 and linear 8x8"}
+
+
+def test_what_one_kernel_has_is_divided_among_its_modules_by_their_weights() -> None:
+    shown = packing()
+    joined = workload(shown, Candidate.of(dict.fromkeys("qkv", FOUR))).kernels
+    assert shown.divided({"q": 90.0, "k": 6.0, "v": 4.0}, joined) == {"q": 50, "k": 25, "v": 25}
+    assert shown.divided({"q": 8.0}, joined) == {"q": 4, "k": 2, "v": 2}
+    apart = workload(shown, Candidate.of({"q": FOUR})).kernels
+    assert shown.divided({"q": 90.0, "k": 6.0}, apart) == {"q": 90, "k": 6}

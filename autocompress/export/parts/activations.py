@@ -24,9 +24,8 @@ FLOWS = (
     *("Add", "Concat", "GlobalAveragePool", "MaxPool", "AveragePool", "Relu", "Clip", "Dropout"),
     *("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "ReduceMean"),
 )
-OTHERS = (
-    "<others>"  # stands among modules for operators that compute with floats, inputs and outputs
-)
+# Stands among modules for operators that compute with floats, inputs and outputs.
+OTHERS = "<others>"
 
 
 @dataclass(frozen=True, eq=False)

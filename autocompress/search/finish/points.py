@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -175,17 +174,10 @@ def parts_of(file: MeasuredFile, problem: Problem, latency_ms: float) -> dict[st
     shares: Mapping[str, float] = {}
     if problem.table.runs:
         shares = module_shares(problem.table, problem.layout, file.finalist.candidate)
-    parts, sizes = {}, dict(file.module_bytes)
-    kernels = workload(problem.layout, file.finalist.candidate).kernels
-    for names in problem.layout.joined:
-        if names[0] in kernels and names[1] not in kernels:  # the first has the weights of all
-            whole = sum(sizes.get(name, 0) for name in names)
-            weights = {name: prod(problem.layout.module_map[name].weight_shape) for name in names}
-            share = whole / sum(weights.values())
-            sizes.update({name: round(share * weight) for name, weight in weights.items()})
-    for name, size in sizes.items():
+    parts, kernels = {}, workload(problem.layout, file.finalist.candidate).kernels
+    for name, size in problem.layout.divided(file.module_bytes, kernels).items():
         ms = round(shares.get(name, 0.0) * latency_ms, 6) if shares else None
-        parts[name] = ModulePart(size, ms)
+        parts[name] = ModulePart(round(size), ms)
     return parts
 
 

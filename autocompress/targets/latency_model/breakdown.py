@@ -6,7 +6,6 @@ operators cannot. The report shows it of the points, too.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 from autocompress.candidate import Candidate
@@ -78,12 +77,7 @@ def module_shares(table: LatencyTable, layout: Layout, candidate: Candidate) -> 
     except KeyError:
         return {}
     total = max(sum(times.values()) + model.around_us(work.surroundings), 1e-9)
-    for names in layout.joined:
-        if names[0] in times and names[1] not in times:  # one kernel computes all of them
-            weights = {name: prod(layout.module_map[name].weight_shape) for name in names}
-            us = times[names[0]] / sum(weights.values())
-            times.update({name: us * weight for name, weight in weights.items()})
-    return {name: us / total for name, us in times.items()}
+    return {name: us / total for name, us in layout.divided(times, work.kernels).items()}
 
 
 def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:

@@ -182,11 +182,9 @@ class LatencyTable:
         Raises:
             TargetError: if the form was never measured.
         """
-        kernel = layout.kernel(module, config, kept_out, kept_in)
-        self._check_covered({module.name: kernel})
-        return self.model.kernel_us(kernel) + self.model.around_us(
-            layout.around_alike(module, kernel)
-        )
+        kernel = self._covered(layout, module, config, kept_out, kept_in)
+        around = layout.around_alike(module, kernel)
+        return self.model.kernel_us(kernel) + self.model.around_us(around)
 
     def alone_us(
         self,
@@ -205,8 +203,7 @@ class LatencyTable:
             kept_out: as for `module_us`.
             kept_in: as for `module_us`.
         """
-        kernel = layout.kernel(module, config, kept_out, kept_in)
-        self._check_covered({module.name: kernel})
+        kernel = self._covered(layout, module, config, kept_out, kept_in)
         return self.model.kernel_us(kernel) + self.model.around_us(layout.around(module, kernel))
 
     def around_us(self, surroundings: Mapping[str, float]) -> float:
@@ -253,9 +250,21 @@ class LatencyTable:
         Raises:
             TargetError: if the form was never measured.
         """
-        kernel = layout.kernel(module, config, *(*module.weight_shape, 1)[:2])
+        kept_out, kept_in = (*module.weight_shape, 1)[:2]
+        return self.model.kernel_us(self._covered(layout, module, config, kept_out, kept_in))
+
+    def _covered(
+        self,
+        layout: Layout,
+        module: CompressibleModule,
+        config: ModuleConfig,
+        kept_out: int,
+        kept_in: int,
+    ) -> Kernel:
+        """Return the kernel of a module, whose form was measured."""
+        kernel = layout.kernel(module, config, kept_out, kept_in)
         self._check_covered({module.name: kernel})
-        return self.model.kernel_us(kernel)
+        return kernel
 
     def _check_covered(self, kernels: Mapping[str, Kernel]) -> None:
         for module, kernel in kernels.items():

@@ -22,7 +22,7 @@ from autocompress.export.float_graph.large_files import (
     needs_other_file,
 )
 from autocompress.export.float_graph.shared_graph import SharedGraph, set_aside
-from autocompress.targets.device.sessions import open_session, size_of
+from autocompress.targets.device.sessions import open_session, size_of, tower_file
 from autocompress.targets.runtime import stored_bytes
 
 GENERATOR = np.random.default_rng(0)
@@ -112,6 +112,18 @@ def test_the_digest_is_of_both_files(tmp_path: Path) -> None:
     content[5] ^= 1
     data_of(path).write_bytes(content)
     assert digest_of(path) != before
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_towers_count_as_a_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    size = write_graph(path, product())
+    before = digest_of(path)
+    for content in (b"of a tower", b"of another"):
+        tower_file(path, "vision").write_bytes(content)
+        assert stored_bytes(str(path)) == size_of(str(path)) == size + len(content)
+        assert digest_of(path) != before
+        before = digest_of(path)
 
 
 @pytest.mark.usefixtures("small_limit")

@@ -137,6 +137,13 @@ def test_a_memory_that_no_candidate_keeps_is_refused_with_the_least() -> None:
     )
 
 
+def test_a_memory_that_floats_keep_together_alone_is_not_refused() -> None:
+    """Each of them alone takes more than integers everywhere."""
+    check_memory(
+        Lean({(8, 8): 100, (32, 8): 120, (8, 32): 120, (32, 32): 50}), Limits(max_memory_bytes=60)
+    )
+
+
 def test_memory_that_is_out_of_reach_together_with_a_size_is_said() -> None:
     bench = SimpleNamespace(**vars(BENCH), activation_bytes=lambda c: 10 * bits_of(c))
     memory = SimpleNamespace(relieved=lambda choices, weights: choices)
