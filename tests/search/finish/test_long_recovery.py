@@ -291,3 +291,24 @@ def test_what_lost_much_needs_no_range_test_where_normalisations_are_trained(
     assert is_lossy == (accuracy == 0.8)
     assert len(tested) == (0 if is_lossy else 1)
     assert [one.learning_rate for one in given] == [rate]
+
+
+def test_what_lost_much_keeps_its_rate_where_blocks_are_trained(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Normalisations stay as they are there."""
+    given: list[Distillation] = []
+
+    def train(*parts: object, **_: object) -> Lesson:
+        given.append(parts[3].distillation)
+        return Lesson(Scores(0.85, {}), True, {"300": 0.85})
+
+    monkeypatch.setattr(long_recovery, "recover_candidate", train)
+    recovery = RecoverySpace(tests_rates=True, blocks=True)
+    problem = SimpleNamespace(space=SimpleNamespace(recovery=recovery))
+    lesson = replace(CANDIDATE.distillation, batch_norm="train")
+    trials = {0: (replace(CANDIDATE, distillation=lesson), Scores(0.8, {}))}
+    plan = LongPlan(300)
+    recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
+    assert [one.learning_rate for one in given] == [UNTRAINED.learning_rate]
+    assert given[0].blocks
