@@ -2,6 +2,7 @@
 
     python -m benchmarks.anytime --json figures.json --plot curves.html
     python -m benchmarks.anytime --against ../before       # another checkout, in turn
+    python -m benchmarks.anytime --against ../before --at-once --only demo --demo-minutes 25
     python -m benchmarks.anytime --only hv_demo_5m,trials_encoder_20m
 
 Searches are started as a user starts them, each with empty caches: the built-in task as `make demo`
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from benchmarks.watch import Watched, search
 
 HERE = Path(__file__).resolve().parent
 DEMO, SPACE = "autocompress.tasks:easy_vqa", "search_spaces/multimodal.yaml"
-IMAGES, TRIALS, STEPS = 100, 20, 80  # of `make demo`
+IMAGES, TRIALS, STEPS, DEMO_MINUTES = 100, 20, 80, 5  # of `make demo`
 MANY = 1000  # trials, so that only the time ends a search
 BUDGETS = (1, 2, 5, 10)  # minutes
 QUOTA_MINUTES = 5
@@ -52,6 +54,7 @@ class Run:
         out: folder of the runs.
         demo_min: minutes of the demo.
         encoder_min: minutes of the trained encoder.
+        processors: that its searches are bound to; none binds them to none.
     """
 
     state: Path
@@ -59,6 +62,7 @@ class Run:
     out: Path
     demo_min: float
     encoder_min: float
+    processors: tuple[int, ...] = ()
 
     def demo(self, minutes: float, trials: int = MANY, half: bool = False) -> Watched:
         """Search the built-in task."""
@@ -67,13 +71,22 @@ class Run:
             name = f"make_{name}"
         more = ["--space", str(self.state / SPACE), "--trials", str(trials)]
         more += ["--finalize-steps", str(STEPS), "--task-arg", f"validation_images={IMAGES}"]
-        return said(name, search(self.state, self.out / name, DEMO, 60 * minutes, more, half))
+        return self.searched(name, DEMO, minutes, more, half)
 
     def encoder(self, function: str, minutes: float) -> Watched:
         """Search an encoder with the default space."""
         name = f"{function}_{minutes:g}m{self.suffix}"
         task = f"{HERE / 'encoder_task.py'}:{function}"
-        return said(name, search(self.state, self.out / name, task, 60 * minutes, []))
+        return self.searched(name, task, minutes, [])
+
+    def searched(
+        self, name: str, task: str, minutes: float, more: list[str], half: bool = False
+    ) -> Watched:
+        """Search into a folder of this name, and say what was seen."""
+        place = self.out / name
+        return said(
+            name, search(self.state, place, task, 60 * minutes, more, half, self.processors)
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +130,7 @@ def shared_figures(watched: Watched, name: str, minutes: float) -> dict[str, flo
 
 def demo(run: Run) -> Found:
     """Measure what `make demo` does."""
-    watched = run.demo(run.demo_min, TRIALS)
+    watched = run.demo(run.demo_min, TRIALS if run.demo_min <= DEMO_MINUTES else MANY)
     figures = shared_figures(watched, "demo", run.demo_min)
     return Found(figures, {f"hv_demo_{run.demo_min:g}m": watched.curve})
 
@@ -129,7 +142,7 @@ def encoder(run: Run) -> Found:
     model = encoder_task.trained()
     figures["peak_over_model_encoder"] = over_model(watched, model)
     seconds = watched.untrained_seconds()
-    if seconds:
+    if seconds and not run.processors:  # a pass on all processors would be disturbed
         figures["trial_vs_forward_encoder"] = statistics.median(seconds) / forward_s(model)
     return Found(figures, {f"hv_encoder_{run.encoder_min:g}m": watched.curve})
 
@@ -215,6 +228,18 @@ def parts_of(keys: str | None, quick: bool) -> list[str]:
     return list(dict.fromkeys(parts))
 
 
+def shares_of(states: int) -> list[tuple[int, ...]]:
+    """Divide the processors of this machine among checkouts that are measured at once."""
+    processors = sorted(os.sched_getaffinity(0))
+    if states == 1 or len(processors) < states:
+        raise SystemExit(
+            f"--at-once: needs --against and a processor for each checkout; {states} checkouts and "
+            f"{len(processors)} processors came"
+        )
+    each = len(processors) // states
+    return [tuple(processors[i * each : (i + 1) * each]) for i in range(states)]
+
+
 def check_state(state: Path) -> None:
     """Stop if a checkout's package is not the one that is imported."""
     command = [sys.executable, "-c", "import autocompress; print(autocompress.__file__)"]
@@ -228,12 +253,13 @@ def check_state(state: Path) -> None:
         raise SystemExit(f"{state}: holds no package autocompress; {place} would be used")
 
 
-def measured(runs: Iterable[Run], parts: Iterable[str]) -> Found:
-    """Measure all states in turn, part by part."""
+def measured(runs: Sequence[Run], parts: Iterable[str], at_once: bool) -> Found:
+    """Measure all states part by part, in turn or all of them at once."""
     found = Found({}, {})
     for part in parts:
-        for run in runs:
-            new = PARTS[part][0](run)
+        with ThreadPoolExecutor(len(runs) if at_once else 1) as threads:
+            new_ones = list(threads.map(PARTS[part][0], runs))
+        for run, new in zip(runs, new_ones, strict=True):
             for key, value in new.figures.items():
                 found.figures[key + run.suffix] = value
                 print(f"  {key + run.suffix} {value:.4f}", flush=True)
@@ -252,6 +278,9 @@ def arguments_of() -> argparse.Namespace:
     here = HERE.parent
     parser.add_argument("--state", type=Path, default=here, help="checkout to measure")
     parser.add_argument("--against", type=Path, help="another checkout, measured in turn")
+    parser.add_argument(
+        "--at-once", action="store_true", help="with --against: both, each on half the processors"
+    )
     parser.add_argument("--only", metavar="KEY,...", help="keys or parts: " + ", ".join(PARTS))
     parser.add_argument("--demo-minutes", type=float, help="default: 5, with --quick 1")
     parser.add_argument("--encoder-minutes", type=float, help="default: 20, with --quick 2")
@@ -264,19 +293,25 @@ def main() -> None:
     arguments = arguments_of()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parts = parts_of(arguments.only, arguments.quick)
-    demo_min = arguments.demo_minutes or (1 if arguments.quick else 5)
+    demo_min = arguments.demo_minutes or (1 if arguments.quick else DEMO_MINUTES)
     encoder_min = arguments.encoder_minutes or (2 if arguments.quick else 20)
     states = {"": arguments.state.resolve()}
     if arguments.against is not None:
         states[BEFORE] = arguments.against.resolve()
     for state in states.values():
         check_state(state)
+    shares: list[tuple[int, ...]] = [()] * len(states)
+    if arguments.at_once:
+        shares = shares_of(len(states))
     if "encoder" in parts:
         encoder_task.trained()  # trains it now, if that was never done
     with tempfile.TemporaryDirectory() as temporary:
         out = (arguments.out or Path(temporary)).resolve()
-        runs = [Run(state, end, out, demo_min, encoder_min) for end, state in states.items()]
-        found = measured(runs, parts)
+        runs = [
+            Run(state, end, out, demo_min, encoder_min, bound)
+            for (end, state), bound in zip(states.items(), shares, strict=True)
+        ]
+        found = measured(runs, parts, arguments.at_once)
     if arguments.plot is not None:
         plot(found.curves, arguments.plot)
     write_figures(arguments.json, found.figures)

@@ -126,7 +126,13 @@ class Watched:
 
 
 def search(
-    state: Path, folder: Path, task: str, budget_s: float, more: Sequence[str], half: bool = False
+    state: Path,
+    folder: Path,
+    task: str,
+    budget_s: float,
+    more: Sequence[str],
+    half: bool = False,
+    processors: Sequence[int] = (),
 ) -> Watched:
     """Run a search with empty caches, and watch it to its end.
 
@@ -137,12 +143,15 @@ def search(
         budget_s: the --timeout.
         more: further arguments.
         half: True gives it half a processor.
+        processors: that it is bound to; none binds it to none.
     """
     folder.mkdir(parents=True)
     place = {"PYTHONPATH": str(state), "AUTOCOMPRESS_CACHE": str(folder / "cache")}
     watched = Watched(folder / "run", budget_s)
     command = [sys.executable, "-m", "autocompress", "search", task, *more]
     command += ["--timeout", f"{budget_s:g}s", "--out", str(watched.folder)]
+    if processors:
+        command = ["taskset", "-c", ",".join(map(str, processors)), *command]
     limit = half_a_cpu() if half else contextlib.nullcontext([])
     with limit as prefix:
         watched.began, started = time.time(), time.monotonic()
