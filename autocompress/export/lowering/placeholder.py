@@ -6,6 +6,7 @@ Files of them show size and latency before any weight is compressed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -52,7 +53,8 @@ def placeholder_variant(
     )
     factors = tuple(
         _stored(
-            _noise(f"{module.name}/{i}", s) if noise else np.zeros(s, np.float32),
+            _noise(f"{module.name}/{i}", s) if noise else None,
+            tuple(s),
             config,
             config.integer(module.kind),
         )
@@ -74,20 +76,27 @@ def _noise(name: str, shape: Sequence[int]) -> NDArray[np.float32]:
     )
 
 
-def _stored(numbers: NDArray[np.float32], config: ModuleConfig, integer: bool) -> StoredTensor:
-    """Standard normal `numbers` as weights that keep activations at their size."""
-    shape = numbers.shape
+def _stored(
+    numbers: NDArray[np.float32] | None, shape: tuple[int, ...], config: ModuleConfig, integer: bool
+) -> StoredTensor:
+    """Standard normal `numbers` as weights that keep activations at their size; None is zeros."""
     fan_in = max(1, int(np.prod(shape[1:])))
     bits, group_size = config.weight_bits, config.group_size
     kept = None
     if config.sparsity > 0:  # only their number matters to the file's size
-        kept = torch.arange(numbers.size).view(shape) < kept_count(tuple(shape), config)
+        kept = torch.arange(math.prod(shape)).view(shape) < kept_count(shape, config)
     if bits >= 16:
+        dtype = torch.float16 if bits == 16 else torch.float32
+        if numbers is None:
+            return StoredTensor(torch.zeros(shape, dtype=dtype), bits, kept=kept)
         scaled = torch.from_numpy(numbers / np.float32(np.sqrt(fan_in)))
-        return StoredTensor(scaled.half() if bits == 16 else scaled, bits, kept=kept)
+        return StoredTensor(scaled.to(dtype), bits, kept=kept)
     low, high = quant_bounds(bits, config.symmetric)
     step = 3.0 / high
-    values = torch.from_numpy(np.clip(numbers / step, low, high).astype(np.int8))
+    if numbers is None:
+        values = torch.zeros(shape, dtype=torch.int8)
+    else:
+        values = torch.from_numpy(np.clip(numbers / step, low, high).astype(np.int8))
     groups = to_blocks(torch.empty(shape, device="meta"), group_size).shape[:2]
     rows_only = integer and group_size > 0
     scale = torch.full((groups[0], 1) if rows_only else groups, step / float(np.sqrt(fan_in)))
