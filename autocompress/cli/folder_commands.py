@@ -18,7 +18,7 @@ from autocompress.cli.tables import (
 from autocompress.cli.values import limits_of
 from autocompress.huggingface.out.write import write_point
 from autocompress.report.page import write_report
-from autocompress.results.front import read_front
+from autocompress.results.front import ParetoFront, read_front
 from autocompress.results.limits import parse_limits
 from autocompress.results.measurement import score_words
 
@@ -53,7 +53,8 @@ def export_command(arguments: argparse.Namespace) -> int:
     front = read_front(Path(arguments.folder))
     base = front.baseline
     parts = (base.size_bytes, base.latency_ms, base.accuracy, base.metrics, base.activation_bytes)
-    limits = parse_limits(limits_of(arguments), *parts)
+    typed = limits_of(arguments)
+    limits = parse_limits(typed, *parts)
     pick = front.pick(arguments.pick, **limits.pick_limits())
     lines = write_point(
         Path(arguments.folder), pick.point, base, Path(arguments.to), arguments.split_towers
@@ -64,8 +65,22 @@ def export_command(arguments: argparse.Namespace) -> int:
         f"accuracy {score_words(m.accuracy)}"
     )
     console.print(text + (f" ({pick.shortfall})" if pick.shortfall else ""), highlight=False)
+    if not any(typed.values()):
+        lines = [*lines, *_other_recommended(front, arguments, pick.point.trial)]
     print_lines(lines)
     return 0
+
+
+def _other_recommended(front: ParetoFront, arguments: argparse.Namespace, taken: int) -> list[str]:
+    """Say which point the table of the run recommends, where another one was taken."""
+    drop = known_limits(Path(arguments.folder), front)["max_accuracy_drop"]
+    trial = front.pick(arguments.pick, max_accuracy_drop=drop).point.trial
+    if trial == taken:
+        return []
+    return [
+        f"no limit was given; within a loss of {drop:g} it is trial {trial}: "
+        f"--max-accuracy-drop {drop:g}"
+    ]
 
 
 def reproduce_command(arguments: argparse.Namespace) -> int:

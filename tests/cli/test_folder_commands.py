@@ -10,6 +10,7 @@ import report_runs
 
 from autocompress.cli import folder_commands
 from autocompress.cli.main import main
+from autocompress.results.front import read_front
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -51,3 +52,21 @@ def test_the_printed_front_recommends_within_the_limits_of_the_search(
     (folder / "run.json").write_text(json.dumps(data))
     lines = run(capsys, "front", str(folder))[1].splitlines()
     assert "smallest" in next(line for line in lines if "trial 11" in line)
+
+
+def test_export_without_limits_names_the_point_that_the_table_recommends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = []
+    monkeypatch.setattr(
+        folder_commands, "write_point", lambda run, point, *rest: taken.append(point.trial) or []
+    )
+    front = read_front(folder)
+    near = front.pick("smallest", max_accuracy_drop=0.01).point.trial
+    assert front.smallest().trial != near, "the example has a lossy smallest point"
+    arguments = ("export", str(folder), "--pick", "smallest", "--to", str(folder / "best"))
+    out = run(capsys, *arguments)[1]
+    assert f"within a loss of 0.01 it is trial {near}: --max-accuracy-drop 0.01" in out
+    out = run(capsys, *arguments, "--max-accuracy-drop", "0.01")[1]
+    assert "it is trial" not in out
+    assert taken == [front.smallest().trial, near]
