@@ -140,17 +140,21 @@ class FrontMaker:
         """
         points = [*front.points, *front.dominated]
         problem = relearn(self.problem, points, self.folder)
-        refit = errors_on(problem, points)
-        refit = {**refit, "before": error}
+        wrong = (
+            f"latency model: {error:.1%} wrong on the front, more than the promised {PROMISE:.0%}; "
+        )
+        if problem is self.problem:
+            self.progress.line(f"{wrong}a fit to what was measured is no better")
+            return front, run
+        refit = {**errors_on(problem, points), "before": error}
         run = replace(run, refit=refit, latency_note=problem.table.note)
         again = replace(self, problem=problem)
         numbers = {finalist.number for finalist in finalists}
         chosen = choose_finalists(self.study, problem, again.goal)
         more = [finalist for finalist in chosen if finalist.number not in numbers]
         self.progress.line(
-            f"latency model: {error:.1%} wrong on the front, more than the promised "
-            f"{PROMISE:.0%}; fitted again to what was measured ({refit['mape']:.1%} on the same "
-            f"points), which brings {len(more)} more trials to the front"
+            f"{wrong}fitted again to what was measured ({refit['mape']:.1%} on the same points), "
+            f"which brings {len(more)} more trials to the front"
         )
         if (
             more

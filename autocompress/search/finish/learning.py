@@ -27,15 +27,25 @@ def relearn(problem: Problem, points: Sequence[FrontPoint], folder: Path) -> Pro
         folder: the run folder.
 
     Returns:
-        The problem with the new table.
+        The problem with the new table; `problem` itself if that predicts these files no better.
     """
     ordered = sorted(points, key=lambda point: point.trial)
     measured = [point.measured.latency_ms for point in ordered]
     works = [workload(problem.layout, point.candidate) for point in ordered]
     float_ms, table_ms = problem.float_files.float_ms, problem.table_float_ms
     table = problem.table.with_front(works, [ms / float_ms * table_ms for ms in measured])
+    learned = replace(problem, table=table)
+    if _mean_error(learned, points) >= _mean_error(problem, points):
+        return problem
     table.save(folder / TABLE_FILE)
-    return replace(problem, table=table)
+    return learned
+
+
+def _mean_error(problem: Problem, points: Sequence[FrontPoint]) -> float:
+    errors = []
+    for point in points:
+        errors.append(abs(problem.latency_ms(point.candidate) / point.measured.latency_ms - 1))
+    return float(np.mean(errors))
 
 
 def errors_on(problem: Problem, points: Sequence[FrontPoint]) -> dict[str, Any]:
@@ -63,11 +73,12 @@ def relearn_where_wrong(
         folder: the run folder.
 
     Returns:
-        The problem with a new table; None where the present one holds, or nothing is measured here.
+        The problem with a new table; None where the present one holds, where a new one is no
+        better, or nothing is measured here.
     """
     if problem.latency_source != "measured" or not points:
         return None
-    errors = []
-    for point in points:
-        errors.append(abs(problem.latency_ms(point.candidate) / point.measured.latency_ms - 1))
-    return relearn(problem, points, folder) if float(np.mean(errors)) > PROMISE else None
+    if _mean_error(problem, points) <= PROMISE:
+        return None
+    learned = relearn(problem, points, folder)
+    return None if learned is problem else learned

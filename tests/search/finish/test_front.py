@@ -100,6 +100,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         timed: int = 2,
         refused: dict[int, str] | None = None,
         late: tuple[int, ...] = (),
+        is_better: bool = True,
     ) -> RunRecord:
         problem, answers = MadeUpProblem(latency_source=source), iter([list(first), list(again)])
         refitted = replace(problem, table=Table(told=((None, 1.0),), note="fitted again"))
@@ -116,7 +117,7 @@ def finished(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
         monkeypatch.setattr(finishing, "choose_finalists", lambda *_: next(answers))
         monkeypatch.setattr(finishing, "recover_finalists", lambda finalists, *_: finalists)
-        monkeypatch.setattr(finishing, "relearn", lambda *_: refitted)
+        monkeypatch.setattr(finishing, "relearn", lambda *_: refitted if is_better else problem)
         monkeypatch.setattr(finishing, "errors_on", lambda *_: {"mape": 0.01})
         monkeypatch.setattr(finishing, "lessons", lambda study: [])
         progress = SimpleNamespace(line=lines.append, phase=None)
@@ -185,6 +186,16 @@ def test_a_wrong_model_is_fitted_again_and_brings_more_trials(finished) -> None:
         "mape": 0.1,
         "bias": 0.2,
     }, "of the timing that front.json holds"
+
+
+def test_a_fit_that_is_no_better_is_said_and_left_out(finished) -> None:
+    record = finished(0.2, is_better=False)
+    assert finished.verified == [[3, 5]]
+    assert record.refit == {}
+    assert finished.lines[-1] == (
+        "latency model: 20.0% wrong on the front, more than the promised 6%; a fit to what was "
+        "measured is no better"
+    )
 
 
 def test_the_first_check_stays_if_nothing_was_timed_again(finished) -> None:

@@ -80,6 +80,23 @@ def test_a_model_that_holds_is_kept(tmp_path: Path) -> None:
     assert learned.latency_ms(candidate(4)) == pytest.approx(5.0)
 
 
+def test_a_fit_that_is_no_better_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fit answers twice the time of each file, where the model was wrong by a quarter.
+    monkeypatch.setattr(
+        Table,
+        "with_front",
+        lambda self, works, ms: replace(
+            self, told=(*zip(works, [2 * x for x in ms], strict=True),)
+        ),
+    )
+    before, points = MadeUpProblem(), [point(1, 8, 6.4), point(2, 4, 3.2)]
+    assert relearn(before, points, tmp_path) is before
+    assert before.table.saved == []
+    assert relearn_where_wrong(before, points, tmp_path) is None
+
+
 def test_nothing_is_learned_of_another_machine_or_without_files(tmp_path: Path) -> None:
     assert relearn_where_wrong(MadeUpProblem(), [], tmp_path) is None
     foreign = MadeUpProblem(latency_source="analytic")
