@@ -195,6 +195,7 @@ def _trust(info: RunInfo) -> str:
         "Can the numbers be trusted?",
         _paragraph(text),
         trust_table(info),
+        *(_paragraph(f"Of the task: {note}.") for note in info.run.get("notes") or []),
         "<h3>Latency, predicted and measured</h3>",
         _paragraph(prediction_words(info)),
         _drawing("predictions", "predicted against measured latency"),

@@ -70,6 +70,7 @@ class Request:
         device: where candidates are evaluated and trained.
         module_map: compressible modules of the learner.
         limits: limits as given, absolute or relative.
+        notes: what was said of the task.
     """
 
     task: Task
@@ -79,6 +80,7 @@ class Request:
     device: torch.device
     module_map: ModuleMap
     limits: Mapping[str, Any]
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,17 @@ def check_request(
     Raises:
         AutocompressError: something in it is wrong.
     """
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        progress.line(line)
+
     setup("checking the task", 0.0)
     target = find_target(settings.target, portable=settings.portable, phase=settings.latency)
     check_decoder(task, target)
     with looking(setup.look):
-        task = prepared(task, progress.line, target.decoder)
+        task = prepared(task, note, target.decoder)
     space = SearchSpace.load(settings.space, task.pipeline, target.phase)
     if settings.objectives:
         space = replace(space, objectives=tuple(dict.fromkeys(settings.objectives)))
@@ -161,7 +169,7 @@ def check_request(
     for name, steps in wanted.items():
         if steps > 0 and task.no_gradient:
             raise TaskError(f"task: {name} {steps}: {task.no_gradient}; nearest valid value: 0")
-    return Request(task, learner, space, target, device, module_map, limits)
+    return Request(task, learner, space, target, device, module_map, limits, notes)
 
 
 def open_search(request: Request, settings: Settings, folder: Path, setup: Setup) -> OpenedSearch:
@@ -191,7 +199,7 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)
     setup.is_ready = True
     limits = absolute_limits(problem, request.limits)
-    run = RunRecord.of(task, settings, problem, limits)
+    run = replace(RunRecord.of(task, settings, problem, limits), notes=request.notes)
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
             f"{folder}: holds a search over another space, or by an earlier version; choose "
@@ -239,7 +247,7 @@ def get_ready(
     check_judged(folder, earlier, problem)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
-    run = replace(run, judged=judged_by(problem))
+    run = replace(run, judged=judged_by(problem), notes=request.notes)
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)

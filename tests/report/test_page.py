@@ -154,6 +154,12 @@ def test_time_is_drawn_where_it_was_measured(run: Path) -> None:
     assert "<p>Modules, which can be compressed, take 75% of the float model's time. " in text
 
 
+def test_what_was_said_of_the_task_stands_in_the_report(run: Path) -> None:
+    assert "Of the task" not in page(read_run(run))
+    add(run, notes=["metric: smaller < larger"])
+    assert "<p>Of the task: metric: smaller &lt; larger.</p>" in page(read_run(run))
+
+
 def test_an_earlier_fit_without_errors_of_this_run_is_not_said(run: Path) -> None:
     add(run, latency_note="rough", front_check={"warning": ""}, refit={"mape": 0.01})
     text = page(read_run(run))

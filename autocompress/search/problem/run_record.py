@@ -70,6 +70,7 @@ class RunRecord:
         modules: name, tower, role, kind, shape, parameters, MACs and channel group of each module.
         uncovered: modules that are not compressed, with the reason.
         judged: what accuracies rest on (`search/judged.py`).
+        notes: what was said of the task while it was checked.
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -117,6 +118,7 @@ class RunRecord:
     modules: list[Mapping[str, Any]] = field(default_factory=list)
     uncovered: list[Mapping[str, Any]] = field(default_factory=list)
     judged: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None

@@ -117,6 +117,7 @@ def test_a_search_takes_the_space_of_language_models_unless_another_is_given(
     setup = Setup(None, lambda what, share: None)
     request = check_request(task, Settings(space=space), setup, SearchProgress(quiet=True))
     assert request.space.where == where
+    assert set(task.notes) < {*request.notes, "another"}, "for run.json"
 
 
 def test_splits_of_one_text_are_cut_from_its_end(folder: Path, tmp_path: Path) -> None:
