@@ -32,6 +32,7 @@ from autocompress.search.evaluate.training_plan import (
     LONG_PASSES,
     MOST_RUNGS,
     TrainingPlan,
+    rate_for,
     rungs_of,
     rungs_within,
 )
@@ -181,7 +182,7 @@ def _rate(
     folder: Path,
     stop: Callable[[], bool],
 ) -> float | None:
-    """Return the learning rate of short trainings; None where there is none, or no time to test."""
+    """Return the learning rate for TESTED steps; None where there is none, or no time to test."""
     recovery, trainer = problem.space.recovery, problem.trainer
     if not recovery.tests_rates or recovery.by_blocks:
         return None
@@ -191,6 +192,7 @@ def _rate(
             steps = tested_steps(TESTED_SHARE * left_s, step_s)
         if steps == 0:
             return None
-        return best_rate(trainer, problem.stitcher, stage, folder, stop, steps)
+        rate = best_rate(trainer, problem.stitcher, stage, folder, stop, steps)
+        return None if rate is None else rate_for(rate, TESTED, steps)
     except BROKEN:
         return None

@@ -241,11 +241,12 @@ def rungs_within(
     return rungs_of(min(longest, int(each)), 1)
 
 
-def rate_for(rate: float, steps: int) -> float:
+def rate_for(rate: float, steps: int, tested: int = TESTED) -> float:
     """Return the learning rate of a longer training.
 
     Args:
-        rate: for TESTED steps.
-        steps: of the training; fewer than TESTED have the same rate.
+        rate: for a training of `tested` steps.
+        steps: of the training; fewer than `tested` have the same rate.
+        tested: steps of each training of the range test.
     """
-    return float(f"{rate * min(1.0, TESTED / max(1, steps)) ** RATE_POWER:.3g}")
+    return float(f"{rate * min(1.0, tested / max(1, steps)) ** RATE_POWER:.3g}")

@@ -23,7 +23,7 @@ from autocompress.measure.tally import Scores
 from autocompress.search.evaluate.planning import BROKEN, TIMED_SHARE
 from autocompress.search.evaluate.recovery import read_recovered, recover_candidate
 from autocompress.search.evaluate.training_choice import min_loss
-from autocompress.search.evaluate.training_plan import LongPlan, for_lossy
+from autocompress.search.evaluate.training_plan import LongPlan, for_lossy, rate_for
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import records_of
@@ -240,7 +240,7 @@ def _with_rate(
         rate = best_rate(trainer, stitcher, stage, cache_folder() / "rates", stop, steps)
     except BROKEN:  # the training says why
         return plan
-    return replace(plan, learning_rate=rate)
+    return replace(plan, learning_rate=None if rate is None else rate_for(rate, TESTED, steps))
 
 
 def _is_pending(study: optuna.Study, number: int, steps: int, plan: LongPlan) -> bool:

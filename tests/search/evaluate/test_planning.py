@@ -35,6 +35,7 @@ from autocompress.search.evaluate.training_plan import (
     THIRD,
     TRAINED_SHARE,
     TrainingPlan,
+    rate_for,
 )
 from autocompress.space.recovery import RecoverySpace, parse_recovery
 from autocompress.task.user_code import UserCodeError
@@ -169,8 +170,9 @@ def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(
 def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
     timed["step_s"] = 0.1
-    assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
+    found = plan(problem({"alpha": 0.5}), 400.0).learning_rate
     whole, short = timed["steps"]
+    assert found == rate_for(6e-4, TESTED, short) < 6e-4, "of a training as long as the whole test"
     most = TESTED_SHARE * 400 / 0.1 / MOST_TESTS
     assert whole == TESTED
     assert most - 2 <= short <= most < TESTED

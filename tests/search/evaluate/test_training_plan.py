@@ -47,6 +47,8 @@ def test_rungs_grow_by_three() -> None:
 
 def test_the_rate_follows_the_length() -> None:
     assert rate_for(6e-4, 9) == rate_for(6e-4, TESTED) == 6e-4
+    assert rate_for(6e-4, TESTED, 20) < 6e-4, "a test of few steps finds larger rates"
+    assert rate_for(6e-4, 20, 20) == 6e-4
     assert rate_for(6e-4, 100 * TESTED) < rate_for(6e-4, 10 * TESTED) < 6e-4
     trained = Distillation(0.3, 2.0, 20, restarts=(5,), learning_rate=5e-4)
     longer = LongPlan(900, learning_rate=6e-4).lesson(trained, 900)

@@ -250,7 +250,9 @@ def test_a_range_test_at_the_end_makes_up_for_one_that_was_left_out(
     recover_front(study(None), trials, problem, GOAL, tmp_path, plan, lambda: False, print)
     steps = {900.0: TESTED, 400.0: int(TEST_SHARE * 400 / MOST_TESTS)}.get(left_s)
     assert tested == ([steps] if tests and known is None and steps else [])
-    expected = CANDIDATE.distillation.learning_rate if rate is None else rate_for(rate, 300)
+    expected = CANDIDATE.distillation.learning_rate
+    if rate is not None:
+        expected = rate_for(rate_for(rate, TESTED, tested[0]) if tested else rate, 300)
     assert [one.learning_rate for one in given] == [expected]
     tested.clear()
     recover_front(again := study(None), trials, problem, GOAL, tmp_path, plan, lambda: True, print)
