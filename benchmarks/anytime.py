@@ -314,7 +314,7 @@ def main() -> None:
         found = measured(runs, parts, arguments.at_once)
     if arguments.plot is not None:
         plot(found.curves, arguments.plot)
-    write_figures(arguments.json, found.figures)
+    write_figures(arguments.json, found.figures, {"curves": found.curves})
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 INK, PALE, BLUE, ORANGE = "#263238", "#eceff1", "#3f6fb5", "#d9822b"
+HERE = Path(__file__).resolve().parent
 Row = tuple[str, float, str]  # label, value, text behind the bar
 
 
@@ -177,6 +179,42 @@ def scatter() -> str:
     return page(400, 380, parts, "Predicted against measured latency of eight files")
 
 
+def curves(data: Path) -> str:
+    """Return the hypervolume over time that `benchmarks.anytime --against` wrote."""
+    found: dict[str, list[list[float]]] = json.loads(data.read_text())["curves"]
+    names = {"": "this state", "_before": "the state before"}
+    width, height, end = 520, 250, max(curve[-1][0] for curve in found.values()) / 60
+
+    def x(minutes: float) -> float:
+        return 60 + width * minutes / end
+
+    def y(value: float) -> float:
+        return 20 + height * (1 - value)
+
+    parts = [
+        f'<rect x="60" y="20" width="{width}" height="{height}" fill="none" stroke="{INK}"/>',
+        text(60 + width / 2, 310, "minutes", "middle"),
+        f'<g transform="rotate(-90 18 145)">{text(18, 149, "hypervolume", "middle")}</g>',
+    ]
+    for tick in range(0, int(end) + 1, 5):
+        parts.append(text(x(tick), 290, f"{tick}", "middle"))
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(text(54, y(tick) + 4, f"{tick:g}", "end"))
+    for key, curve in sorted(found.items()):
+        before = key.endswith("_before")
+        at, path = 0.0, f"M{x(0):.1f} {y(0):.1f}"
+        for seconds, value in curve:
+            path += f"L{x(seconds / 60):.1f} {y(at):.1f}L{x(seconds / 60):.1f} {y(value):.1f}"
+            at = value
+        path += f"L{x(end):.1f} {y(at):.1f}"
+        colour = ORANGE if before else BLUE
+        parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        line = 210 + 20 * before
+        parts.append(f'<path d="M380 {line}h24" stroke="{colour}" stroke-width="2"/>')
+        parts.append(text(410, line + 4, names["_before" if before else ""]))
+    return page(600, 320, parts, "Hypervolume of the front over time")
+
+
 def figures() -> dict[str, str]:
     """Return the content of each file by its name."""
     sizes = ((32, 4.0), (6, 0.756), (5, 0.631), (4, 0.505), (3, 0.381), (2, 0.256))
@@ -196,6 +234,7 @@ def figures() -> dict[str, str]:
         "joint.svg": bars("Dominated share", [("share of the box after 100 trials", joint)]),
         "race.svg": race(),
         "latency.svg": scatter(),
+        "anytime.svg": curves(HERE.parent / "benchmarks" / "data" / "anytime_demo.json"),
         "packed.svg": bars(
             "Size and time of a packed layer",
             [
@@ -209,4 +248,4 @@ def figures() -> dict[str, str]:
 
 if __name__ == "__main__":
     for name, content in figures().items():
-        (Path(__file__).parent / name).write_text(content)
+        (HERE / name).write_text(content)
