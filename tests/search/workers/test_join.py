@@ -24,7 +24,7 @@ from autocompress.search.workers.storage import open_study
 pytestmark = pytest.mark.slow
 
 SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 6, 8], "rank_ratio": [0.5, 1.0]}]}
-LEASE_S = 2.0  # so that a killed search is soon known to be dead
+LEASE_S = 6.0  # so that a killed search is soon known to be dead
 SLOW_PROBES = str(Path(__file__).with_name("slow_probes.py"))
 
 
