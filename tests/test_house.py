@@ -127,7 +127,6 @@ TESTED_ELSEWHERE = {
     "search/finish/points.py": "search/finish/test_front_files.py makes points of files",
     "search/opening.py": "search/test_loop.py opens searches, also refused ones",
     "search/workers/database.py": "search/workers/test_storage.py cuts databases off",
-    "search/workers/join.py": "search/workers/test_launch.py starts workers that join a study",
     "targets/kernel_arithmetic.py": "export/test_arithmetic.py computes with both kinds of kernel",
     "targets/kernel_models.py": "targets/test_kernels.py times these models",
     "targets/kernel_timing.py": "targets/test_kernels.py times kernels",

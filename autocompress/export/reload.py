@@ -179,7 +179,10 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Buil
     origin, kernels = recipe["origin"], recipe["kernels"]
     candidate = Candidate.from_json(recipe["candidate"])
     lesson = Distillation.from_json(origin["student"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(origin.get("student_threads", threads)))
     learner = taught(task, lesson, origin["seed"], torch.device("cpu"), None, None)
+    torch.set_num_threads(threads)
     module_map = find_modules(learner.model, learner.example_inputs, learner.towers)
     method = origin.get("activation_range", ACTIVATION_RANGE)
     source = None

@@ -7,7 +7,6 @@ leaves a front.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -41,6 +40,7 @@ from autocompress.search.opening import (
     check_request,
     get_ready,
     make_folder,
+    measure_latencies,
     open_search,
 )
 from autocompress.search.problem.clock import FIRST_FILES_END, MOST_FILES
@@ -58,16 +58,14 @@ from autocompress.search.propose.uniform import (
     points_in_time,
     uniform_parameters,
 )
-from autocompress.search.workers.launch import Running
-from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
+from autocompress.search.workers.plan import WorkerPlan
 from autocompress.search.workers.storage import folder_lock, study_of
+from autocompress.search.workers.team import Launch, Team
 from autocompress.search.workers.worker import Interrupt, Worker, complete_trials_file
 from autocompress.task.task import Task
 
 PLANNED_AFTER = 4  # trials; the first ones are the uniform candidates
 STALE = 50  # trials in a row that add nothing, after which time is better spent on training
-WAIT_S = 0.2  # between two looks for Ctrl-C while other workers run
-Launch = Callable[[str], list[Running]]
 
 
 def run_search(
@@ -108,13 +106,13 @@ def run_search(
         if not files.points:
             file_s = _make_first_files(opened, files, setup, interrupt, progress)
         limits = opened.limits
-        ready = _ready(opened, request, settings, files, setup, progress, file_s)
-        if isinstance(ready, ParetoFront):
-            front, run = ready, replace(opened.run, setup_seconds=setup.finish())
+        measured = _latencies(opened, request, settings, files, setup, progress, file_s)
+        if isinstance(measured, ParetoFront):
+            front, run = measured, replace(opened.run, setup_seconds=setup.finish())
         else:
-            limits = ready.limits
-            search = _Search(ready, request, settings, files, interrupt, progress)
-            front, run = search.run(launch)
+            limits = measured.limits
+            with _team(measured, request, settings, folder, launch) as team:
+                front, run = _trials(measured, settings, files, setup, interrupt, progress, team)
         before = 0.0 if opened.earlier is None else opened.earlier.seconds or 0.0
         seconds = before + time.monotonic() - setup.started
         replace(run, seconds=seconds).save(folder, opened.earlier)
@@ -146,7 +144,7 @@ def _make_first_files(
     return (time.monotonic() - begun) / max(1, made)
 
 
-def _ready(
+def _latencies(
     opened: OpenedSearch,
     request: Request,
     settings: Settings,
@@ -154,8 +152,8 @@ def _ready(
     setup: Setup,
     progress: SearchProgress,
     file_s: float,
-) -> ReadySearch | ParetoFront:
-    """Return what trials need, or the front so far where the time or Ctrl-C ends the search.
+) -> OpenedSearch | ParetoFront:
+    """Measure all latencies, or return the front so far where the time or Ctrl-C ends the search.
 
     A trial takes about as long as a first file (`file_s`): both compress and run a candidate.
     """
@@ -165,23 +163,62 @@ def _ready(
         progress.line(setup.words)
         return front
     try:
-        parts = (opened, request, settings, files.folder, setup, progress)
-        with_files = None if settings.timeout_s is None else files.uniform
-        ready = get_ready(*parts, files.pass_s, files.tested_share, with_files)
+        measured = measure_latencies(opened, request, settings, files.folder, setup, progress)
     except KeyboardInterrupt:
         if front is None:
             raise
         return front
     if setup.is_over and front is not None:
         return front
-    problem, origin = ready.problem, origin_of(ready.run, ready.problem)
+    problem = measured.problem
     if problem.settings != opened.problem.settings:
-        files.time_again(problem, origin)
+        files.time_again(problem, origin_of(measured.run, problem))
     # Without a timeout the seed decides the trials, not the noise of measurements.
     if settings.timeout_s is None:
-        return ready
+        return measured
     learned = relearn_where_wrong(problem, files.points, files.folder)
-    return replace(ready, problem=learned or problem)
+    return replace(measured, problem=learned or problem)
+
+
+def _team(
+    measured: OpenedSearch,
+    request: Request,
+    settings: Settings,
+    folder: Path,
+    launch: Launch | None,
+) -> Team:
+    """Return the workers, which start when latencies are measured: nothing else may run before."""
+    url, problem = settings.storage or str(folder / JOURNAL_FILE), measured.problem
+    study = study_of(measured.run.model, url, settings.study_name, problem.space.objectives)
+    plan = WorkerPlan.of(settings, request.space, request.target, measured.limits, folder)
+    return Team(study, url, plan, launch, launch is None and settings.storage is None)
+
+
+def _trials(
+    measured: OpenedSearch,
+    settings: Settings,
+    files: FrontFiles,
+    setup: Setup,
+    interrupt: Interrupt,
+    progress: SearchProgress,
+    team: Team,
+) -> tuple[ParetoFront, RunRecord]:
+    """Measure sensitivities, run the trials and make the front.
+
+    It is the front so far where the time or Ctrl-C ends the search before the first trial.
+    """
+    front = earlier_front(files.folder)
+    parts = (measured, settings, files.folder, setup, progress, team.board)
+    with_files = None if settings.timeout_s is None else files.uniform
+    try:
+        ready = get_ready(*parts, files.pass_s, files.tested_share, with_files)
+    except KeyboardInterrupt:
+        if front is None:
+            raise
+        return front, replace(measured.run, setup_seconds=setup.finish())
+    if setup.is_over and front is not None:
+        return front, replace(measured.run, setup_seconds=setup.finish())
+    return _Search(ready, settings, files, interrupt, progress, team).run()
 
 
 @dataclass(frozen=True)
@@ -189,29 +226,21 @@ class _Search:
     """Run the trials of a search and make its front."""
 
     ready: ReadySearch
-    request: Request
     settings: Settings
     files: FrontFiles
     interrupt: Interrupt
     progress: SearchProgress
+    team: Team
 
-    def run(self, launch: Launch | None) -> tuple[ParetoFront, RunRecord]:
+    def run(self) -> tuple[ParetoFront, RunRecord]:
         """Return the front and the record of the run."""
         ready, settings, folder = self.ready, self.settings, self.files.folder
         problem, limits, clock = ready.problem, ready.limits, ready.clock
-        deadline = clock.search_deadline
-        url = settings.storage or str(folder / JOURNAL_FILE)
-        study = study_of(ready.run.model, url, settings.study_name, problem.space.objectives)
+        deadline, study, training = clock.search_deadline, self.team.study, ready.training
         self._enqueue(study, problem)
         study.sampler = self._sampler(study, problem)
-        request = self.request
-        training = ready.training
-        shared = (settings, request.space, request.target, limits, folder, deadline, training)
-        plan = WorkerPlan.of(*shared)
-        study.set_user_attr(RUN, plan.to_json())
-        study.set_user_attr(STOPPED, False)
         begin_rows(folder / TRIALS_FILE, TRIAL_COLUMNS)  # before several processes append to it
-        others = launch(url) if launch else []
+        self.team.begin(deadline, training)
         trials, first_s = settings.n_trials, training.first_s
         judge = Judge(problem, limits, folder, deadline=deadline, n_trials=trials, first_s=first_s)
         files = replace(self.files, limits=limits, clock=clock)
@@ -233,12 +262,12 @@ class _Search:
                 study.sampler = self._sampler(study, learned)
             return learned
 
-        alone = not others and settings.storage is None
+        alone, url = self.team.alone, self.team.url
         has_front = bool(files.points)
         is_over = self._is_over(study, lambda: worker.judge) if alone else _is_over(study)
         worker = Worker(study, judge, folder, alone, is_over, between, has_front)
         worker.run(settings.n_trials, deadline, self.interrupt, url, self.progress)
-        _wait(others, study, self.interrupt)
+        self.team.wait(self.interrupt.is_requested)
         complete_trials_file(study, folder / TRIALS_FILE)
         stop = _stop(self.interrupt, clock.recovery_deadline)
         problem = worker.judge.problem
@@ -298,18 +327,6 @@ class _Search:
         settings, ready = self.settings, self.ready
         strategy, name, seed = settings.strategy, settings.sampler, settings.seed
         return make_sampler(strategy, name, problem, ready.limits, ready.losses, seed, study)
-
-
-def _wait(workers: list[Running], study: optuna.Study, interrupt: Interrupt) -> None:
-    """Wait for the other workers; after Ctrl-C, tell them to stop after their trials in flight."""
-    waiting = threading.Thread(target=lambda: [worker.wait() for worker in workers], daemon=True)
-    waiting.start()
-    told = False
-    while waiting.is_alive():
-        if interrupt.requested and not told:
-            study.set_user_attr(STOPPED, True)
-            told = True
-        waiting.join(WAIT_S)
 
 
 def _is_over(study: optuna.Study) -> Callable[[optuna.Study], bool]:

@@ -2,7 +2,8 @@
 
 All of this happens before the first trial, in three steps: the request is checked, the model is
 exported and its float file measured, and then latencies and sensitivities are measured. The first
-files are made before the third step. Each worker opens the same problem for itself.
+files are made before the third step. Each worker opens the same problem for itself, once latencies
+are measured, and takes part in measuring sensitivities.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ from autocompress.search.problem.problem import (
 from autocompress.search.problem.progress import SearchProgress, setup_lines
 from autocompress.search.problem.run_record import RunRecord, known_run
 from autocompress.search.problem.setup import Setup
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
 from autocompress.search.propose.factory import make_allocator, memory_budget, sensitivity
 from autocompress.search.propose.reach import check_memory, check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
 from autocompress.search.propose.uniform import most_in_time
-from autocompress.search.shares import clock_of, divide_threads
+from autocompress.search.shares import all_threads, clock_of, divide_threads
 from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.device.processors import limit_words
 from autocompress.targets.target import Target, find_target
@@ -193,7 +195,8 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     if task.student is not None:
         setup("teaching the student", 0.0)
         bound = request.space.bind(request.module_map, request.target)
-        learner = taught_task(task, bound, settings.seed, request.device, folder)
+        with all_threads(settings.workers):
+            learner = taught_task(task, bound, settings.seed, request.device, folder)
     known = None if earlier is None else earlier.float_files
     place = (request.space, request.target, request.device, request.module_map)
     problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)
@@ -209,18 +212,17 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     return OpenedSearch(problem, limits, run, earlier)
 
 
-def get_ready(
+def measure_latencies(
     opened: OpenedSearch,
     request: Request,
     settings: Settings,
     folder: Path,
     setup: Setup,
     progress: SearchProgress,
-    file_pass_s: float | None = None,
-    tested_share: float = 0.0,
-    uniform: Collection[int] | None = None,
-) -> ReadySearch:
-    """Measure latencies and sensitivities, and divide the time that is left.
+) -> OpenedSearch:
+    """Measure the latency table, and run the model on the validation split, with all threads.
+
+    No other worker may run meanwhile.
 
     Args:
         opened: from `open_search`.
@@ -229,13 +231,9 @@ def get_ready(
         folder: the run folder.
         setup: is told the steps, and says what there is time for.
         progress: shows what a user should know.
-        file_pass_s: seconds of a pass of a compressed file, if one was run already.
-        tested_share: part of the test split that an earlier run has used.
-        uniform: numbers of the uniform candidates that have a file; None where no timeout limits
-            them.
 
     Returns:
-        Everything that is ready before the first trial.
+        A search whose problem is ready for trials.
 
     Raises:
         RunFolderError: the run that is resumed was judged on other data or by another metric.
@@ -243,7 +241,8 @@ def get_ready(
     earlier = opened.earlier
     until = setup.deadline(TABLE_END, LEAST_SHARE)
     limit_s = None if until is None else until - time.monotonic()
-    problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
+    with all_threads(settings.workers):
+        problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
     check_judged(folder, earlier, problem)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
@@ -251,9 +250,40 @@ def get_ready(
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)
-    losses, measured = sensitivity(
-        problem, folder, setup, setup.deadline(SENSITIVITY_END, LEAST_SHARE)
-    )
+    return OpenedSearch(problem, limits, run, earlier)
+
+
+def get_ready(
+    opened: OpenedSearch,
+    settings: Settings,
+    folder: Path,
+    setup: Setup,
+    progress: SearchProgress,
+    board: ProbeBoard | None = None,
+    file_pass_s: float | None = None,
+    tested_share: float = 0.0,
+    uniform: Collection[int] | None = None,
+) -> ReadySearch:
+    """Measure sensitivities, and divide the time that is left.
+
+    Args:
+        opened: from `measure_latencies`.
+        settings: of the search.
+        folder: the run folder.
+        setup: is told the steps, and says what there is time for.
+        progress: shows what a user should know.
+        board: divides the measurements among the workers; None measures all of them here.
+        file_pass_s: seconds of a pass of a compressed file, if one was run already.
+        tested_share: part of the test split that an earlier run has used.
+        uniform: numbers of the uniform candidates that have a file; None where no timeout limits
+            them.
+
+    Returns:
+        Everything that is ready before the first trial.
+    """
+    problem, limits, run, earlier = opened.problem, opened.limits, opened.run, opened.earlier
+    until = setup.deadline(SENSITIVITY_END, LEAST_SHARE)
+    losses, measured = sensitivity(problem, folder, setup, until, board)
     given, steps = settings.finalize_steps, problem.space.recovery.steps
     recovers = (steps if given is None else given) > 0
     clock = clock_of(problem, settings, setup.started, recovers, file_pass_s, tested_share)

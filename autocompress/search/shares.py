@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -39,6 +40,23 @@ def divide_threads(workers: int) -> None:
     share = processors(workers)
     torch.set_num_threads(share)
     threadpool_limits(share, user_api="blas")
+
+
+@contextmanager
+def all_threads(workers: int) -> Iterator[None]:
+    """Use all processors inside the block, while no other worker of the search runs.
+
+    It is not for what decides the bytes of a file: sums of floats depend on the number of threads,
+    and a recipe names one number for all of them.
+
+    Args:
+        workers: processes that share this machine after the block.
+    """
+    divide_threads(1)
+    try:
+        yield
+    finally:
+        divide_threads(workers)
 
 
 def clock_of(

@@ -239,3 +239,34 @@ def test_a_model_is_made_plain_with_the_threads_of_the_search(
         reproduce_model(tmp_path, task, tmp_path / "again")
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
+
+
+def test_a_student_is_taught_with_the_threads_that_it_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A search with several workers teaches it with all threads, and computes with a share."""
+    before = torch.get_num_threads()
+    threads = {"threads": before + 1, "student_threads": before + 2}
+    origin = {**threads, "seed": 0, "student": Distillation(steps=3).to_json()}
+    recipe = {"candidate": Candidate().to_json(), "kernels": {}, "origin": origin}
+    seen = []
+
+    def teach(task: Task, *rest: object) -> Task:
+        seen.append(torch.get_num_threads())
+        return task
+
+    def stop(*rest: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise TaskError("enough")
+
+    reload = sys.modules[reproduce_model.__module__]
+    monkeypatch.setattr(reload, "read_recipe", lambda folder: recipe)
+    monkeypatch.setattr(reload, "_check_weights", lambda *rest: None)
+    monkeypatch.setattr(reload, "taught", teach)
+    monkeypatch.setattr(reload, "find_modules", stop)
+    model, x = torch.nn.Linear(4, 2), torch.rand(2, 4)
+    task = Task("threads", model, x, [(x, None)], lambda o, t: 0.0)
+    with pytest.raises(TaskError, match="enough"):
+        reproduce_model(tmp_path, task, tmp_path / "again")
+    assert seen == [before + 2, before + 1]
+    assert torch.get_num_threads() == before

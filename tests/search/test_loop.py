@@ -724,7 +724,7 @@ def test_trials_end_where_their_time_is_better_spent_on_training(
     )
     training = TrainingPlan((30,), step_s=step_s, long_steps=900)
     ready = SimpleNamespace(clock=clock, training=training, problem=problem)
-    search = loop._Search(ready, None, SimpleNamespace(finalize_steps=steps), None, None, None)
+    search = loop._Search(ready, SimpleNamespace(finalize_steps=steps), None, None, None, None)
     monkeypatch.setattr(loop, "hopes_of", lambda study, goal, steps: {0: steps / 1e6})
     asked: list[object] = []
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from autocompress.search import shares
 from autocompress.search.problem.clock import FEW_FILES, FILES_SHARE, Clock
-from autocompress.search.shares import clock_of, divide_threads
+from autocompress.search.shares import all_threads, clock_of, divide_threads
 
 
 def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> None:
@@ -31,6 +31,9 @@ def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> Non
         assert threads() == {1}
         divide_threads(5)
         assert threads() == {1}, "never none"
+        with all_threads(2):
+            assert threads() == {2}, "no other worker runs"
+        assert threads() == {1}
     torch.set_num_threads(before)
 
 

@@ -42,6 +42,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
 from autocompress.targets.device.memory import release_memory
+from autocompress.targets.device.processors import processors
 from autocompress.task.task import Task
 
 
@@ -235,6 +236,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "seed": run.seed,
         "versions": run.versions,
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
+        "student_threads": processors(),
         "activation_range": problem.space.activation_range,
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),

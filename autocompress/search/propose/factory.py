@@ -14,6 +14,7 @@ from autocompress.results.limits import Limits
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
 from autocompress.search.propose.allocation import Allocator
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
 from autocompress.search.propose.progressive import DEFAULT_DROP, ProgressiveSampler
 from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.sensitivity import measure_sensitivity, often_chosen
@@ -43,6 +44,7 @@ def sensitivity(
     folder: Path,
     report: Callable[[str, float], None],
     deadline: float | None = None,
+    board: ProbeBoard | None = None,
 ) -> tuple[Losses, Sensitivity | None]:
     """Return the divergences of single changes, from the run folder or measured now.
 
@@ -51,6 +53,7 @@ def sensitivity(
         folder: the run folder; what is measured is written there.
         report: takes the name of the step and its share done.
         deadline: end of the measurements on the monotonic clock, in seconds; None for no limit.
+        board: divides the measurements among the workers; None measures all of them here.
 
     Returns:
         Divergence by (module, config), and how it was measured; None if it was read.
@@ -67,6 +70,7 @@ def sensitivity(
         lambda losses: often_chosen(make_allocator(bench, losses)),
         deadline,
         report,
+        board,
     )
     write_rows(folder / SENSITIVITY_FILE, measured.rows)
     return divergences(measured.rows), measured

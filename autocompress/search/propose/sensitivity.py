@@ -15,23 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch import Tensor
 
-from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.candidate import ModuleConfig
 from autocompress.compress.assemble.stitch import Stitcher
-from autocompress.differences import norm_difference
 from autocompress.errors import TaskError
-from autocompress.measure.accuracy import model_outputs
 from autocompress.search.propose.allocation import Allocator
 from autocompress.search.propose.curvature import Curvature
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
+from autocompress.search.propose.estimate.probe_meter import Effect, Probe, ProbeMeter
 from autocompress.search.propose.sensitivity_table import Losses, Row, Sensitivity
 from autocompress.space.search_space import BoundSpace
-from autocompress.spill import SpilledRows
-from autocompress.task.batches import Inputs
 from autocompress.task.task import Task
 
-Probe = tuple[str, ModuleConfig]
-SAMPLES = 64
 GRADIENT_SHARE = 0.5  # of the time until the deadline, for gradients
 GRID, DRAWS = 10, 4  # prices per axis, and perturbed tables
 # A relative change of the outputs that a divergence must see; rounding to 16 bits changes less.
@@ -66,6 +61,7 @@ def measure_sensitivity(
     chosen: Callable[[Losses], Mapping[Probe, int]],
     deadline: float | None,
     report: Callable[[str, float], None],
+    board: ProbeBoard | None = None,
 ) -> Sensitivity:
     """Return the divergence of every probe on the first calibration samples.
 
@@ -84,16 +80,17 @@ def measure_sensitivity(
         deadline: on the monotonic clock, in seconds; None for no limit. At most one probe ends
             after it.
         report: takes the name of the step and its share done.
+        board: divides the measurements among the workers; None measures all of them here.
 
     Raises:
         TaskError: the divergence is 0 for all probes although the outputs change.
     """
     started = time.monotonic()
     report("estimating sensitivity", 0.0)
-    batches = [inputs for inputs, _ in task.first_samples(task.calibration_batches(), SAMPLES)]
+    meter = ProbeMeter(task, stitcher, device)
     # Gradients take as long as there are batches; estimates need the rest of the time.
     half = None if deadline is None else started + GRADIENT_SHARE * (deadline - started)
-    curvature = Curvature(task, stitcher, batches, device, deadline=half)
+    curvature = Curvature(task, stitcher, meter.batches, device, deadline=half)
     todo = probes(space)
     estimates = _estimates(curvature, todo, deadline, report)
     estimate_s = time.monotonic() - started
@@ -101,7 +98,9 @@ def measure_sensitivity(
     order = [probe for probe in todo if probe not in estimates]
     decisive = [probe for probe in estimates if counts.get(probe, 0) > 0]
     order += sorted(decisive, key=lambda probe: -counts[probe])
-    measured = _measured(task, stitcher, order, batches, device, deadline, report)
+    effects = _measured(meter, order, deadline, report, board)
+    measured = {probe: effect.divergence for probe, effect in effects.items()}
+    check_seen(task, measured, max((effect.moved for effect in effects.values()), default=0.0))
     measure_s = time.monotonic() - started - estimate_s
     scaled = _scaled(estimates, measured)
     losses = _completed({**scaled, **measured}, todo)
@@ -140,41 +139,29 @@ def _estimates(
 
 
 def _measured(
-    task: Task,
-    stitcher: Stitcher,
+    meter: ProbeMeter,
     order: list[Probe],
-    batches: list[Inputs],
-    device: torch.device,
     deadline: float | None,
     report: Callable[[str, float], None],
-) -> dict[Probe, float]:
-    """Return the measured divergences, in the given order, until the deadline."""
-    measured: dict[Probe, float] = {}
-    if _is_over(deadline):
-        return measured
+    board: ProbeBoard | None,
+) -> dict[Probe, Effect]:
+    """Return what was measured until the deadline, in the given order."""
 
-    def reference(inputs: Inputs) -> Tensor:
-        return model_outputs(stitcher.teacher, inputs, device)
+    def is_over() -> bool:
+        return _is_over(deadline)
 
-    answers = SpilledRows(reference)
-    for inputs in batches:
-        answers.add(reference(inputs))
-    moved = 0.0
-    for i, (module, config) in enumerate(order):
-        if _is_over(deadline):
+    def say(share: float) -> None:
+        report("measuring sensitivity", share)
+
+    if board is not None:
+        return board.measure_all(order, meter.measure, is_over, say)
+    effects: dict[Probe, Effect] = {}
+    for i, probe in enumerate(order):
+        if is_over():
             break
-        report("measuring sensitivity", i / len(order))
-        model = stitcher.apply(Candidate.of({module: config}))
-        parts, seen = list[Tensor](), 0
-        for inputs in batches:
-            output = model_outputs(model, inputs, device)
-            expected = answers.take(range(seen, seen + len(output)), inputs)
-            parts.append(task.output_divergence(output, expected))
-            moved = max(moved, norm_difference(output, expected))
-            seen += len(output)
-        measured[module, config] = float(torch.cat(parts).mean())
-    check_seen(task, measured, moved)
-    return measured
+        say(i / len(order))
+        effects[probe] = meter.measure(*probe)
+    return effects
 
 
 def _is_over(deadline: float | None) -> bool:

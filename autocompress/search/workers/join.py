@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 
 import optuna
 
 from autocompress.compress.recover.student import on_student
 from autocompress.errors import RunFolderError
+from autocompress.export.subject import Report
 from autocompress.measure.prepare import prepared
 from autocompress.model.modules import find_modules
 from autocompress.results.files import TABLE_FILE
@@ -15,16 +17,26 @@ from autocompress.results.front import earlier_front
 from autocompress.search.evaluate.judge import Judge
 from autocompress.search.judged import check_judged
 from autocompress.search.opening import taught_task
-from autocompress.search.problem.problem import open_problem, pick_device, ready_for_trials
+from autocompress.search.problem.problem import (
+    Problem,
+    open_problem,
+    pick_device,
+    ready_for_trials,
+)
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import known_run
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
+from autocompress.search.propose.estimate.probe_meter import ProbeMeter
 from autocompress.search.propose.factory import make_sampler, sensitivity
 from autocompress.search.shares import divide_threads
-from autocompress.search.workers.plan import RUN, STOPPED, WorkerPlan
+from autocompress.search.workers.lease import Lease, Watch
+from autocompress.search.workers.plan import LEADER, RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import open_study
 from autocompress.search.workers.worker import Interrupt, Worker
 from autocompress.targets.target import find_target
 from autocompress.task.task import Task
+
+WAIT_S = 0.2  # between two looks for a change to measure, or for trials to begin
 
 
 def run_worker(task: Task, storage: str, study_name: str, device_name: str | None) -> bool:
@@ -58,22 +70,34 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     module_map = find_modules(on_student(task).model, task.example_inputs, task.towers)
     interrupt = Interrupt()
     with interrupt.watched(), SearchProgress(quiet=True) as progress:
+
+        def report(what: str, share: float) -> None:
+            if interrupt.requested or was_stopped(study):
+                raise KeyboardInterrupt
+            progress.phase(what, share)
+
         bound = space.bind(module_map, target)
-        learner = taught_task(task, bound, settings.seed, device, folder)
-        problem = open_problem(
-            task,
-            learner,
-            space,
-            target,
-            device,
-            module_map,
-            settings,
-            folder / TABLE_FILE,
-            known.float_files,
-            progress.phase,
-        )
-        problem = plan.training.of(ready_for_trials(problem, folder / TABLE_FILE, progress.phase))
-        check_judged(folder, known, problem)
+        try:
+            learner = taught_task(task, bound, settings.seed, device, folder)
+            problem = open_problem(
+                task,
+                learner,
+                space,
+                target,
+                device,
+                module_map,
+                settings,
+                folder / TABLE_FILE,
+                known.float_files,
+                report,
+            )
+            problem = ready_for_trials(problem, folder / TABLE_FILE, report)
+            check_judged(folder, known, problem)
+            plan = _planned(study, storage, problem, report)
+        except KeyboardInterrupt:
+            return interrupt.requested
+        assert plan.training is not None, "trials have begun"
+        problem = plan.training.of(problem)
         losses, _ = sensitivity(problem, folder, progress.phase)
         name = settings.sampler
         # Stock samplers draw from their own generators: each worker from other seeds.
@@ -98,6 +122,33 @@ def _plan_of(study: optuna.Study, storage: str) -> WorkerPlan:
             f"storage {storage}: study {study.study_name!r} was not started by autocompress search"
         )
     return WorkerPlan.from_json(attribute)
+
+
+def _planned(study: optuna.Study, storage: str, problem: Problem, report: Report) -> WorkerPlan:
+    """Measure single changes with the other workers until the search has planned its trials.
+
+    Raises:
+        KeyboardInterrupt: by `report`, after Ctrl-C here or in the search.
+        RunFolderError: the search has ended before its first trial.
+    """
+    lease = Lease(storage, study.study_name)
+    watch, board = Watch(study, lease.worker), ProbeBoard(study, lease.worker)
+    meter = ProbeMeter(problem.task, problem.stitcher, problem.device)
+    try:
+        while True:
+            report("measuring sensitivity", 0.0)
+            plan = _plan_of(study, storage)
+            if plan.training is not None:
+                return plan
+            if watch.is_dead(study.user_attrs.get(LEADER, "")):
+                raise RunFolderError(
+                    f"{plan.folder}: the search has ended before its first trial; nearest: start "
+                    "it again, and then this worker"
+                )
+            if not board.measure_one(meter.measure):
+                time.sleep(WAIT_S)
+    finally:
+        lease.close()
 
 
 def was_stopped(study: optuna.Study) -> bool:

@@ -101,6 +101,7 @@ class BatchedJournal(JournalFileBackend):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, lock_obj=JournalFileOpenLock(path, grace_period=LOCK_S))
+        self._path = Path(path)
         self._batch: Batch[dict[str, Any]] = Batch()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -108,11 +109,20 @@ class BatchedJournal(JournalFileBackend):
 
         Args:
             logs: records.
+
+        Raises:
+            RunFolderError: the disk refuses.
         """
         if self._batch.is_open:
             self._batch.add(logs)
         else:
+            self._append(logs)
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
+        try:
             super().append_logs(logs)
+        except OSError as error:
+            raise disk_error(self._path, error) from error
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """Read records; inside a batch there are none, since it is not written yet.
@@ -128,7 +138,7 @@ class BatchedJournal(JournalFileBackend):
 
     def batch(self) -> AbstractContextManager[None]:
         """Return a block whose records are written at its end."""
-        return self._batch.block(super().append_logs)
+        return self._batch.block(self._append)
 
 
 @contextmanager

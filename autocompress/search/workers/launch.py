@@ -26,6 +26,9 @@ class Running(Protocol):
     def wait(self) -> Any:
         """Block until it has ended."""
 
+    def terminate(self) -> None:
+        """End it."""
+
 
 def launch_workers(
     spec: str, arguments: Mapping[str, Any], settings: Settings, url: str
@@ -121,6 +124,12 @@ class RayWorker:
             return ray.get(self.reference)
         except ray.exceptions.RayError:
             return None
+
+    def terminate(self) -> None:
+        """Cancel the task, which ends its process."""
+        import ray
+
+        ray.cancel(self.reference)
 
 
 def start_on_ray(address: str, arguments: list[str], count: int, gpus: int) -> list[Running]:

@@ -62,12 +62,41 @@ class Lease:
             return
 
 
-class Reaper:
-    """Fail the running trials of dead workers and queue their parameters again.
+class Watch:
+    """Tell which workers are dead.
 
     A worker is dead when its counter stands still while this worker's advances by a whole lease.
     No wall clocks are compared. While the storage is down no counter advances, so no worker is
-    declared dead. A trial is queued again at most `MAX_RETRIES` times.
+    declared dead.
+
+    Args:
+        study: the study.
+        own: id of this worker, whose lease is counting.
+    """
+
+    def __init__(self, study: optuna.Study, own: str) -> None:
+        self._study = study
+        self._own = own
+        self._seen: dict[str, tuple[int | None, int]] = {}
+
+    def is_dead(self, worker: str) -> bool:
+        """Return True if a worker is dead, or has given its lease up.
+
+        Args:
+            worker: its id.
+        """
+        counts = self._study.user_attrs
+        count, now = counts.get(f"{LEASE}{worker}"), counts[f"{LEASE}{self._own}"]
+        known = self._seen.get(worker)
+        if known is None or known[0] != count:
+            self._seen[worker] = known = (count, now)
+        return bool(count == GIVEN_UP or now - known[1] > COUNTS)
+
+
+class Reaper:
+    """Fail the running trials of dead workers and queue their parameters again.
+
+    A trial is queued again at most `MAX_RETRIES` times.
 
     Args:
         study: the study.
@@ -77,20 +106,16 @@ class Reaper:
 
     def __init__(self, study: optuna.Study, own: str | None) -> None:
         self._study = study
-        self._own = own
-        self._seen: dict[str, tuple[int | None, int]] = {}
+        self._watch = None if own is None else Watch(study, own)
 
     def reap(self) -> list[int]:
         """Take back the trials of dead workers and return their numbers."""
-        counts = self._study.user_attrs
         numbers = []
         for trial in records_of(self._study, (TrialState.RUNNING,)):
             # A worker that died before it wrote its id is watched by its trial.
             worker = trial.worker or f"of trial {trial.number}"
-            if self._own is not None:
-                count, now = counts.get(f"{LEASE}{worker}"), counts[f"{LEASE}{self._own}"]
-                if not self._is_dead(worker, count, now):
-                    continue
+            if self._watch is not None and not self._watch.is_dead(worker):
+                continue
             try:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, RuntimeError):
@@ -104,9 +129,3 @@ class Reaper:
         if trial.attempt < MAX_RETRIES and trial.worker is not None:
             attributes = trial.retry_attributes()
             self._study.enqueue_trial(dict(trial.params), user_attrs=attributes)
-
-    def _is_dead(self, worker: str, count: int | None, now: int) -> bool:
-        known = self._seen.get(worker)
-        if known is None or known[0] != count:
-            self._seen[worker] = known = (count, now)
-        return count == GIVEN_UP or now - known[1] > COUNTS

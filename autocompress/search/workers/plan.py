@@ -17,6 +17,7 @@ from autocompress.targets.target import Target
 
 RUN = "run"  # name of the attribute
 STOPPED = "stopped"  # attribute that is True once the search was interrupted
+LEADER = "leader"  # attribute with the worker that sets up
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,15 @@ class WorkerPlan:
         limits: absolute limits.
         folder: the run folder, absolute.
         deadline: Unix time at which the last trial ends; None is unlimited.
-        training: plan of the trainings.
+        training: plan of the trainings; None until setting up has ended, and then trials begin.
     """
 
     settings: Settings
     space: SearchSpace
     limits: Limits
     folder: Path
-    deadline: float | None
-    training: TrainingPlan
+    deadline: float | None = None
+    training: TrainingPlan | None = None
 
     @classmethod
     def of(
@@ -47,10 +48,8 @@ class WorkerPlan:
         target: Target,
         limits: Limits,
         folder: Path,
-        deadline: float | None,
-        training: TrainingPlan,
     ) -> WorkerPlan:
-        """Resolve the settings of a search for its workers.
+        """Resolve the settings of a search for its workers, before its trials are planned.
 
         Args:
             settings: as given.
@@ -58,8 +57,6 @@ class WorkerPlan:
             target: the runtime.
             limits: absolute limits.
             folder: the run folder.
-            deadline: by this process's monotonic clock, or None.
-            training: plan of the trainings.
 
         Returns:
             The plan.
@@ -74,8 +71,17 @@ class WorkerPlan:
             portable=target.portable,
             target_table=None if table is None else str(Path(table).resolve()),
         )
+        return cls(resolved, space, limits, folder.resolve())
+
+    def with_trials(self, deadline: float | None, training: TrainingPlan) -> WorkerPlan:
+        """Return the plan with which trials begin.
+
+        Args:
+            deadline: of the last trial by this process's monotonic clock, or None.
+            training: plan of the trainings.
+        """
         end = None if deadline is None else time.time() + deadline - time.monotonic()
-        return cls(resolved, space, limits, folder.resolve(), end, training)
+        return replace(self, deadline=end, training=training)
 
     def time_left(self) -> float | None:
         """Return the deadline by this process's monotonic clock; None is unlimited."""
@@ -89,7 +95,7 @@ class WorkerPlan:
             "limits": asdict(self.limits),
             "folder": str(self.folder),
             "deadline": self.deadline,
-            "training": self.training.to_json(),
+            "training": None if self.training is None else self.training.to_json(),
         }
 
     @classmethod
@@ -110,11 +116,12 @@ class WorkerPlan:
                 f"{data.get('folder')}: the search was started by an earlier version, which plans "
                 "no trainings; nearest: resume it with autocompress search, then start workers"
             )
+        training = data["training"]
         return cls(
             Settings.from_json(data["settings"]),
             SearchSpace(**data["space"]),
             Limits(**data["limits"]),
             Path(data["folder"]),
             data["deadline"],
-            TrainingPlan.from_json(data["training"]),
+            None if training is None else TrainingPlan.from_json(training),
         )

@@ -123,6 +123,8 @@ def open_study(
             directions=directions(objectives),
             load_if_exists=True,
         )
+    except RunFolderError:
+        raise
     except OSError as error:
         raise disk_error(Path(url), error) from error
     except KeyError:

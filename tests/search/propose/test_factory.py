@@ -13,6 +13,7 @@ from autocompress.candidate import ModuleConfig
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.propose import factory
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
 from autocompress.search.propose.factory import STOCK, make_sampler, sensitivity, stock_sampler
 from autocompress.search.propose.sensitivity_table import Row, Sensitivity, read_rows
 
@@ -38,17 +39,18 @@ def test_sensitivities_are_measured_once_per_folder(
     calls: list[object] = []
 
     def measure(*given: object) -> Sensitivity:
-        calls.append(given[-2])
+        calls.append((given[-3], given[-1]))
         return measured
 
     monkeypatch.setattr(factory, "measure_sensitivity", measure)
-    losses, how = sensitivity(bench(), tmp_path, print, deadline=7.0)
+    board = ProbeBoard(optuna.create_study(), "first")
+    losses, how = sensitivity(bench(), tmp_path, print, deadline=7.0, board=board)
     assert losses == {("a", ROWS[0].config): 0.25}
     assert how is measured
     assert read_rows(tmp_path / "sensitivity.csv") == ROWS
     again, how = sensitivity(bench(), tmp_path, print)
     assert (again, how) == (losses, None)
-    assert calls == [7.0]
+    assert calls == [(7.0, board)]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from autocompress import Task
 from autocompress.candidate import ModuleConfig
 from autocompress.errors import TaskError
 from autocompress.search.propose import sensitivity
+from autocompress.search.propose.estimate.probe_board import ProbeBoard
+from autocompress.search.propose.estimate.probe_meter import ProbeMeter
 from autocompress.search.propose.sensitivity import check_seen, measure_sensitivity, probes
 from autocompress.search.propose.sensitivity_table import Sensitivity, divergences
 from autocompress.space.recovery import RecoverySpace
@@ -108,7 +111,9 @@ def measured(monkeypatch: pytest.MonkeyPatch):
 
     stitcher = SimpleNamespace(teacher=Scaled(1.0), apply=apply)
 
-    def measure(chosen: dict, deadline: float | None = None) -> tuple[Sensitivity, list]:
+    def measure(
+        chosen: dict, deadline: float | None = None, board: ProbeBoard | None = None
+    ) -> tuple[Sensitivity, list]:
         found = measure_sensitivity(
             task,
             stitcher,
@@ -118,6 +123,7 @@ def measured(monkeypatch: pytest.MonkeyPatch):
             lambda estimates: chosen,
             deadline,
             lambda what, share: None,
+            board,
         )
         return found, applied
 
@@ -137,6 +143,17 @@ def test_what_has_no_estimate_and_what_is_chosen_most_is_measured(measured) -> N
     assert table["b", BITS4] == pytest.approx(1.0)
     assert all((row.size_bytes, row.latency_ms) == (7, 0.5) for row in found.rows)
     assert found.rank_correlation is None, "two pairs show no correlation"
+
+
+def test_a_search_that_shares_and_one_that_is_alone_measure_the_same(measured) -> None:
+    chosen = {("b", BITS8): 1, ("a", BITS4): 3}
+    alone, applied = measured(chosen)
+    order = list(applied)
+    applied.clear()
+    shared, applied = measured(chosen, board=ProbeBoard(optuna.create_study(), "first"))
+    assert applied == order
+    assert shared.rows == alone.rows
+    assert shared.measured == alone.measured
 
 
 def test_the_estimate_is_held_to_what_was_measured(measured) -> None:
@@ -209,9 +226,9 @@ def test_fillers_of_a_mask_hide_no_change_of_the_outputs() -> None:
     metric = lambda outputs, targets: 0.0  # noqa: E731
     task = Task("t", Filled(1.0), x, [(x, torch.zeros(4))], metric, divergence=blind)
     stitcher = SimpleNamespace(teacher=Filled(1.0), apply=lambda candidate: Filled(1.5))
-    parts = ([("a", BITS8)], [x], torch.device("cpu"), None, lambda what, share: None)
+    effect = ProbeMeter(task, stitcher, torch.device("cpu")).measure("a", BITS8)
     with pytest.raises(TaskError, match="though the outputs change by up to 50%"):
-        sensitivity._measured(task, stitcher, *parts)
+        check_seen(task, {("a", BITS8): effect.divergence}, effect.moved)
 
 
 def test_what_is_chosen_nowhere_is_not_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -41,6 +42,31 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def test_repair_of_nothing(tmp_path: Path) -> None:
     repair_journal(tmp_path / "missing")
+
+
+def test_a_disk_that_is_full_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    trial = study.ask()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def in_a_batch() -> None:
+        with batched(study):
+            trial.set_user_attr("a", 1)
+
+    monkeypatch.setattr(os, "fsync", full)
+    words = r"study\.journal: cannot be written \(No space left on device\); results up to here"
+    for write in (
+        lambda: study.set_user_attr("plan", "x"),
+        in_a_batch,
+        lambda: open_study(f"{tmp_path}/study.journal", "another"),
+    ):
+        with pytest.raises(RunFolderError, match=f"^{tmp_path}/{words}") as caught:
+            write()
+        assert str(caught.value).count("cannot be written") == 1
 
 
 def test_a_batch_is_one_write_and_loses_nothing(

@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.search.workers import lease
-from autocompress.search.workers.lease import Lease, Reaper
+from autocompress.search.workers.lease import Lease, Reaper, Watch
 from autocompress.search.workers.storage import open_study
 
 URLS = ["{folder}/study.journal", "sqlite:///{folder}/study.db"]
@@ -66,6 +66,19 @@ def test_a_worker_is_dead_when_others_have_counted_a_lease_and_it_has_not(tmp_pa
         )
     study.set_user_attr("lease:own", lease.COUNTS + 1)
     assert reaper.reap() == [trial.number]
+
+
+def test_a_watch_tells_a_worker_that_gave_up_and_one_that_was_never_there(tmp_path: Path) -> None:
+    study = open_study(f"{tmp_path}/study.journal")
+    own, other = (Lease(f"{tmp_path}/study.journal", study.study_name) for _ in range(2))
+    watch = Watch(study, own.worker)
+    assert not watch.is_dead(other.worker)
+    other.close()
+    assert watch.is_dead(other.worker)
+    assert not watch.is_dead("nobody"), "it has a lease to show up"
+    study.set_user_attr(f"lease:{own.worker}", lease.COUNTS + 1)
+    assert watch.is_dead("nobody")
+    own.close()
 
 
 def test_clocks_that_jump_take_no_trial_away(

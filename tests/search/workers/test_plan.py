@@ -21,8 +21,10 @@ TRAINING = TrainingPlan((20, 60), 6e-4, 0.5, 300)
 
 def plan(settings: Settings, folder: Path, deadline: float | None) -> WorkerPlan:
     target = SimpleNamespace(portable=True)
-    parts = (settings, SearchSpace.load(SPACE), target, LIMITS, folder, deadline, TRAINING)
-    made = WorkerPlan.of(*parts)
+    made = WorkerPlan.of(settings, SearchSpace.load(SPACE), target, LIMITS, folder)
+    before = WorkerPlan.from_json(json.loads(json.dumps(made.to_json())))
+    assert (before.training, before.deadline) == (None, None), "trials have not begun"
+    made = made.with_trials(deadline, TRAINING)
     return WorkerPlan.from_json(json.loads(json.dumps(made.to_json())))
 
 
