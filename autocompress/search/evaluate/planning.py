@@ -43,6 +43,7 @@ from autocompress.task.loading import known_length
 from autocompress.task.user_code import UserCodeError
 
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
+MOST_TESTED = 2.0  # times that share, after which the test is given up
 TIMED_SHARE = 0.02  # of it at most, for the steps that are timed, after the first
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
@@ -186,13 +187,19 @@ def _rate(
     recovery, trainer = problem.space.recovery, problem.trainer
     if not recovery.tests_rates or recovery.by_blocks:
         return None
-    steps = TESTED
+    steps, late = TESTED, math.inf
     try:
         if left_s is not None and not known_rate(trainer, stage, folder):
             steps = tested_steps(TESTED_SHARE * left_s, step_s)
+            # Steps take longer than those that were timed once the machine is busy.
+            late = time.monotonic() + MOST_TESTED * TESTED_SHARE * left_s
         if steps == 0:
             return None
-        rate = best_rate(trainer, problem.stitcher, stage, folder, stop, steps)
+
+        def is_over() -> bool:
+            return stop() or time.monotonic() > late
+
+        rate = best_rate(trainer, problem.stitcher, stage, folder, is_over, steps)
         return None if rate is None else rate_for(rate, TESTED, steps)
     except BROKEN:
         return None

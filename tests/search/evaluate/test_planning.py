@@ -167,6 +167,22 @@ def test_a_model_that_is_recovered_by_blocks_is_neither_timed_nor_tested(
     assert plan(problem({"alpha": 0.5}), 400.0).fewest == LEAST_GAP
 
 
+@pytest.mark.parametrize("seconds", [10.0, 50.0])
+def test_a_range_test_that_takes_much_longer_than_its_share_is_given_up(
+    seconds: float, timed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = time.monotonic()
+
+    def rate(trainer: object, stitcher: object, stage: object, *parts: Any) -> float | None:
+        monkeypatch.setattr(module.time, "monotonic", lambda: begun + seconds)
+        return None if parts[1]() else 6e-4
+
+    monkeypatch.setattr(module, "best_rate", rate)
+    found = plan_trainings(problem({"alpha": 0.5}), 100, begun + 400.0, Path("rates"))
+    within = seconds < 2 * TESTED_SHARE * 400
+    assert found.learning_rate == (6e-4 if within else None)
+
+
 def test_a_range_test_must_be_quick_or_known(timed: dict[str, Any]) -> None:
     assert plan(problem({"alpha": 0.5}), 400.0).learning_rate == 6e-4
     timed["step_s"] = 0.1
