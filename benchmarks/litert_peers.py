@@ -102,11 +102,11 @@ def write(float_file: Path, feeds: Sequence[Mapping[str, Any]], method: str, pat
     """
     from ai_edge_quantizer import quantizer, recipe
 
-    recipes = getattr(recipe, RECIPES[method])()
-    maker = quantizer.Quantizer(bytearray(named(float_file.read_bytes())), recipes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # LiteRT warns of the memory that calibration takes
+        recipes = getattr(recipe, RECIPES[method])()
+        maker = quantizer.Quantizer(bytearray(named(float_file.read_bytes())), recipes)
         ranges = maker.calibrate({SIGNATURE: [dict(feed) for feed in feeds]}, num_threads=1)
-    result = maker.quantize(ranges)
+        result = maker.quantize(ranges)
     path.write_bytes(bare(bytes(result.quantized_model)))
     return path

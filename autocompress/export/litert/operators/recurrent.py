@@ -82,10 +82,10 @@ class _Layer:
         """Return the product of the state with its weight; None for a state of zeros."""
         if self.state is None:
             return None
-        gates = GATES[self.node.op_type]
         inputs = (self.state, self.recurrent, self.shift)
-        options = {"kind": "FullyConnectedOptions", "keepNumDims": True}
-        return self.run("FULLY_CONNECTED", *inputs, width=gates * self.width, **options)
+        width = GATES[self.node.op_type] * self.width
+        kind = "FullyConnectedOptions"
+        return self.run("FULLY_CONNECTED", *inputs, width=width, kind=kind, keepNumDims=True)
 
     def lstm(self, place: int, of_input: int) -> None:
         """Add a step of an LSTM, whose gates are in the order input, output, forget, cell."""
@@ -104,9 +104,10 @@ class _Layer:
         """Add a step of a GRU, whose gates are in the order update, reset, new."""
         update, reset, new = self.parts(of_input, 3)
         of_state = self.of_state()
+        last: int | None
         if of_state is not None:
-            *others, last = self.parts(of_state, 3)
-            update, reset = self.plus(update, others[0]), self.plus(reset, others[1])
+            first, second, last = self.parts(of_state, 3)
+            update, reset = self.plus(update, first), self.plus(reset, second)
         else:
             update, reset, last = self._of_no_state(update, reset)
         update = self.run("LOGISTIC", update)
@@ -201,8 +202,8 @@ def _opened(
     parts = [t.file.tensor((rows, wide), "float32") for _ in range(steps)]
     t.names.update(dict.fromkeys(parts, node.output[0]))
     t.file.add("UNPACK", [product], parts, "UnpackOptions", num=steps, axis=0)
-    states = [_initial(t, node, position, direction, directions) for position in (5, 6)]
-    return _Layer(t, node, width, rows, of_state, shift, *states), parts
+    state, cell = (_initial(t, node, position, direction, directions) for position in (5, 6))
+    return _Layer(t, node, width, rows, of_state, shift, state, cell), parts
 
 
 def _of_direction(t: Translator, node: NodeProto, position: int, direction: int) -> Weight | Array:
