@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from autocompress import ParetoFront, Task, read_front, search
-from autocompress.results.files import FLOAT_FOLDER, FRONT_FILE, model_path
+from autocompress.results.files import FLOAT_FOLDER, RUN_FILE, model_path
 from benchmarks.bench import LITERT, feed_of, file_accuracy, open_session
 from benchmarks.bench_latency import timed_in_litert
 from benchmarks.litert_networks import NETWORKS
@@ -102,12 +103,15 @@ def figures_of(name: str, ours: Sequence[File], peers: Mapping[str, File]) -> di
     return figures
 
 
-def checks_of(name: str, front: ParetoFront) -> dict[str, float]:
+def checks_of(
+    name: str, front: ParetoFront, unseen: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Return how well a search had predicted the files of its points.
 
     Args:
         name: of the network.
         front: its verified points, also those that others dominate.
+        unseen: check of its latency model on random candidates, as run.json has it.
     """
     points = [*front.points, *front.dominated]
     sizes = [p.predicted.size_bytes / p.measured.size_bytes - 1 for p in points]
@@ -124,7 +128,21 @@ def checks_of(name: str, front: ParetoFront) -> dict[str, float]:
         measured = np.array([p.measured.latency_ms for p in timed])
         figures[f"{name}_latency_mape"] = float(np.mean(np.abs(predicted / measured - 1)))
         figures[f"{name}_latency_tau"] = float(kendalltau(predicted, measured).statistic)
+    if unseen:
+        figures[f"{name}_unseen_mape"] = unseen["mape"]
+        figures[f"{name}_unseen_tau"] = unseen["kendall_tau"]
     return figures
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """Return the run.json of a search that has ended, else nothing.
+
+    Args:
+        run: its folder, which may be missing.
+    """
+    path = run / RUN_FILE
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    return record if record.get("seconds") is not None else {}
 
 
 def samples_of(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,7 +173,7 @@ def measure(name: str, folder: Path, trials: int, rounds: int) -> dict[str, floa
     """
     task, run = NETWORKS[name](), folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
-    if not (run / FRONT_FILE).exists():
+    if not record_of(run):
         search(task, target=TARGET, n_trials=trials, out=run)
     front, float_file = read_front(run), model_path(run / FLOAT_FOLDER)
     names = tuple(one.name for one in open_session(str(float_file), LITERT).get_inputs())
@@ -191,7 +209,11 @@ def measure(name: str, folder: Path, trials: int, rounds: int) -> dict[str, floa
         **{f"{name}_{method}_time": peer.time for method, peer in peers.items()},
         **{f"{name}_{method}_test": peer.test for method, peer in peers.items()},
     }
-    return {**figures, **figures_of(name, ours, peers), **checks_of(name, front)}
+    return {
+        **figures,
+        **figures_of(name, ours, peers),
+        **checks_of(name, front, record_of(run).get("latency_check")),
+    }
 
 
 def main() -> None:

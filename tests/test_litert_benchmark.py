@@ -16,7 +16,7 @@ pytest.importorskip("ai_edge_litert")
 from autocompress.targets.device.litert.flat_file import FlatFile, Rows
 from autocompress.targets.device.litert.operators import flat_graph, read_flat
 from benchmarks.bench import LITERT, open_session
-from benchmarks.litert import File, checks_of, chosen, figures_of
+from benchmarks.litert import File, checks_of, chosen, figures_of, record_of
 from benchmarks.litert_networks import WORDS, Keywords, spoken
 from benchmarks.litert_peers import DYNAMIC, INT8, SIGNATURE, bare, named, write
 
@@ -66,7 +66,8 @@ def test_predictions_of_a_front_are_checked() -> None:
         point(1, 200, 4.0, -0.004, True),
         point(2, 100, 40.0, 0.0, False),
     )
-    figures = checks_of("net", ParetoFront(base, points[:1], points[1:]))
+    unseen = {"mape": 0.07, "kendall_tau": 0.9, "candidates": 24}
+    figures = checks_of("net", ParetoFront(base, points[:1], points[1:]), unseen)
     assert figures == pytest.approx(
         {
             "net_files": 3,
@@ -76,8 +77,18 @@ def test_predictions_of_a_front_are_checked() -> None:
             "net_size_error": 0.5,
             "net_latency_mape": 0.125,
             "net_latency_tau": 1.0,
+            "net_unseen_mape": 0.07,
+            "net_unseen_tau": 0.9,
         }
     )
+
+
+def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    assert record_of(tmp_path / "none") == {}
+    (tmp_path / "run.json").write_text('{"seed": 0}')
+    assert record_of(tmp_path) == {}
+    (tmp_path / "run.json").write_text('{"seed": 0, "seconds": 3.5}')
+    assert record_of(tmp_path) == {"seed": 0, "seconds": 3.5}
 
 
 def small_file() -> bytes:

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,28 +13,18 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from autocompress import Candidate, Task, find_modules
+from autocompress.cli.main import main
 from autocompress.errors import TargetError
-from autocompress.export import probes
 from autocompress.export.probes import SCRIPT_FILE, export_probes
 from autocompress.export.subject import builder_for, layout_of, subject_of
 from autocompress.space.search_space import SearchSpace
 from autocompress.targets.device.job import PROBES_FILE, RESULT_FILE
-from autocompress.targets.latency_model.plan import Subject
 from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
 
 TARGET = find_target("litert-cpu")
 # What `pip install ai-edge-litert` brings, and no more.
 NEEDED = ("ai_edge_litert", "numpy", "flatbuffers", "backports", "google", "ml_dtypes", "tqdm")
-job_of = probes.job_of
-
-
-@pytest.fixture(scope="module")
-def subject(cnn_task: Task) -> Subject:
-    modules = find_modules(cnn_task.model, cnn_task.example_inputs)
-    builder = builder_for(cnn_task, modules, TARGET)
-    space = SearchSpace.load(None).bind(builder.module_map, TARGET)
-    return subject_of(cnn_task, builder, layout_of(builder), space)
 
 
 @pytest.fixture(scope="module")
@@ -60,36 +49,42 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_device_with_litert_alone_measures_a_table(
-    subject: Subject, device: dict[str, str], tmp_path: Path
+    cnn_spec: str, cnn_task: Task, device: dict[str, str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-S", "-c", "import onnxruntime"]
     done = subprocess.run(command, env=device, capture_output=True, text=True, check=False)
     assert "No module named 'onnxruntime'" in done.stderr
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            probes, "job_of", lambda *arguments: replace(job_of(*arguments), budget_s=1.0)
-        )
-        count = export_probes(subject, TARGET, tmp_path)
-    assert len(list(tmp_path.glob("*.tflite"))) == count
-    assert not list(tmp_path.glob("*.bin")), "no noise of ONNX files"
-    command = [sys.executable, "-S", str(tmp_path / SCRIPT_FILE)]
+    folder = tmp_path / "probes"
+    with pytest.raises(SystemExit) as ended:
+        main(["export-probes", cnn_spec, "--target", "litert-cpu", "--to", str(folder)])
+    assert ended.value.code == 0
+    written = json.loads((folder / PROBES_FILE).read_text())
+    models = [written["baseline"], written["product"], *written["profiled"], *written["timed"]]
+    assert sorted(models) == sorted(file.name for file in folder.glob("*.tflite"))
+    assert not list(folder.glob("*.bin")), "no noise of ONNX files"
+    assert set(written["plan"]["integer_forms"].values()) <= {"signed"}, "exact on all devices"
+    (folder / PROBES_FILE).write_text(json.dumps({**written, "budget_s": 1.0}))
+    command = [sys.executable, "-S", str(folder / SCRIPT_FILE)]
     done = subprocess.run(command, env=device, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    data = json.loads((tmp_path / RESULT_FILE).read_text())
+    data = json.loads((folder / RESULT_FILE).read_text())
     assert set(data["versions"]) == {"machine", "processor", "litert"}
     assert data["settings"]["runtime"] == "litert"
-    profiled = json.loads((tmp_path / PROBES_FILE).read_text())["profiled"]
-    assert len(data["profiles"]) == len(profiled)
+    assert len(data["profiles"]) == len(written["profiled"])
     assert all(node[2] > 0 for profile in data["profiles"] for node in profile)
 
-    table = cached_table(subject, TARGET, tmp_path / RESULT_FILE)
+    modules = find_modules(cnn_task.model, cnn_task.example_inputs)
+    builder = builder_for(cnn_task, modules, TARGET, table=folder / RESULT_FILE)
+    space = SearchSpace.load(None).bind(builder.module_map, TARGET)
+    subject = subject_of(cnn_task, builder, layout_of(builder), space)
+    table = cached_table(subject, TARGET, folder / RESULT_FILE)
     assert table.predict_ms(subject.layout, Candidate()) == pytest.approx(
         table.baseline_ms, rel=0.5
     )
     data["plan"]["target"] = "litert-micro"
-    (tmp_path / RESULT_FILE).write_text(json.dumps(data))
+    (folder / RESULT_FILE).write_text(json.dumps(data))
     with pytest.raises(TargetError, match="of target litert-micro, not of litert-cpu"):
-        cached_table(subject, TARGET, tmp_path / RESULT_FILE)
+        cached_table(subject, TARGET, folder / RESULT_FILE)
 
 
 def test_a_device_whose_latency_is_computed_measures_nothing(tmp_path: Path) -> None:

@@ -7,8 +7,20 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from flat_runs import assert_same, flat_run, graph_of, integers, numbers, packed, scales, stored
+import torch
+from flat_runs import (
+    assert_as_torch,
+    assert_same,
+    flat_run,
+    graph_of,
+    integers,
+    numbers,
+    packed,
+    scales,
+    stored,
+)
 from onnx import TensorProto, helper
+from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.export.litert.operators.recurrent import DIRECTIONS, GATES
@@ -123,6 +135,52 @@ def test_integers_of_the_weights_stay_integers_in_the_file(
     assert all(len(rows) == wide for _, rows in found), "a scale per row"
     codes = {node.operator for node in flat_graph(flat.content).nodes}
     assert not codes & {"CONCATENATION", "STRIDED_SLICE"}, "gates are ordered before the file"
+
+
+class TwoLayers(nn.Module):
+    """Join the last states of both directions of the second layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(6, 8, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, (state, _) = self.memory(x)
+        return self.head(torch.cat([state[-2], state[-1]], 1))
+
+
+class LearnedState(nn.Module):
+    """Start a GRU from a parameter, and read its largest state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory, self.first = nn.GRU(6, 8), nn.Parameter(torch.randn(1, 1, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.memory(x, self.first.expand(1, x.shape[1], 8))
+        return self.head(states.amax(0))
+
+
+class Convolved(nn.Module):
+    """Read the places of a picture's rows as steps, behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.memory = nn.Conv1d(6, 8, 3), nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.memory(self.conv(x).transpose(1, 2))[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(TwoLayers, (2, 5, 6)), (LearnedState, (5, 2, 6)), (Convolved, (2, 6, 7))]
+)
+def test_layers_of_pytorch(model: type[nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    found = assert_as_torch(model(), torch.randn(*shape))
+    assert {"FULLY_CONNECTED", "LOGISTIC", "TANH"} <= set(found)
 
 
 @pytest.mark.parametrize(
