@@ -26,7 +26,7 @@ from autocompress.export.litert.operators import (
     windows,
 )
 from autocompress.export.litert.translator import Translator, address
-from autocompress.export.litert.values import FIRST, Rounded, Value
+from autocompress.export.litert.values import FIRST, Rounded, Stack, Value
 from autocompress.targets.device.litert.flat_file import TYPES
 from autocompress.targets.device.litert.operators import tensor_name
 
@@ -158,6 +158,10 @@ def translate_node(t: Translator, node: NodeProto) -> None:
         for name, part in zip(node.output, ("values", "scale", "zero"), strict=True):
             t.known[name] = Rounded(node.input[0], part)
         return
+    for name in node.input:
+        known = t.known.get(name)
+        if isinstance(known, Stack) and node.op_type not in recurrent.GATES:
+            t.known[name] = known.floats()
     inputs = [t.known[name] if name else None for name in node.input]
     parts = split(node, inputs) if node.op_type == "Split" else None
     if parts is not None:

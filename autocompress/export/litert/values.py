@@ -107,6 +107,11 @@ class Stack(NamedTuple):
 
     parts: tuple[Weight | Array, ...]
 
+    def floats(self) -> Array:
+        """Return what the weights stand for, as float32."""
+        arrays = [one.floats() if isinstance(one, Weight) else one for one in self.parts]
+        return np.concatenate(arrays)
+
 
 class Rounded(NamedTuple):
     """Stand for a tensor that is rounded to 8 bits by the range that it has at run time.

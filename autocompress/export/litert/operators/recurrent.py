@@ -182,8 +182,9 @@ def _opened(
     weights = []
     for position in (1, 2):
         weight = _of_direction(t, node, position, direction)
-        name = weight.name if isinstance(weight, Weight) else f"{node.input[position]}/{direction}"
-        weights.append((weight, t.weight(weight, (0, 1), name, floats=True)))
+        name = weight.name if isinstance(weight, Weight) else node.input[position]
+        number = t.weight(weight, (0, 1), f"{name}/{direction}", floats=True)
+        weights.append((weight, number))
     of_input, (state_weight, of_state) = weights[0][1], weights[1]
     array = state_weight.values if isinstance(state_weight, Weight) else state_weight
     wide, width = array.shape

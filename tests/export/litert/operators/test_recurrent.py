@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError
 from autocompress.export.litert.operators.recurrent import DIRECTIONS, GATES
 from autocompress.targets.device.litert.flat_file import schema
-from autocompress.targets.device.litert.operators import flat_graph
+from autocompress.targets.device.litert.operators import flat_graph, read_flat
 from autocompress.targets.device.sessions import LITERT, open_session
 
 STEPS, ROWS, COLUMNS, WIDTH = 5, 2, 6, 8
@@ -135,6 +135,46 @@ def test_integers_of_the_weights_stay_integers_in_the_file(
     assert all(len(rows) == wide for _, rows in found), "a scale per row"
     codes = {node.operator for node in flat_graph(flat.content).nodes}
     assert not codes & {"CONCATENATION", "STRIDED_SLICE"}, "gates are ordered before the file"
+
+
+def test_weights_of_16_bits_of_two_directions_are_two() -> None:
+    x, constants = {"x": numbers(STEPS, ROWS, COLUMNS)}, parameters("LSTM", 2)
+    halves = {f"{name}16": constants[name].astype(np.float16) for name in "wr"}
+    nodes = [helper.make_node("Cast", [f"{n}16"], [n], to=TensorProto.FLOAT) for n in "wr"]
+    nodes.append(node_of("LSTM", ["x", "w", "r", "b"], ["y"], direction="bidirectional"))
+    proto = graph_of(nodes, x, {**halves, "b": constants["b"]})
+    flat, (output,) = flat_run(proto, x)
+    (wanted,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, x)
+    np.testing.assert_allclose(output, wanted, rtol=1e-3, atol=1e-3)
+    found = stored_bytes(flat.content, schema().TensorType.FLOAT16)
+    wide = GATES["LSTM"] * WIDTH
+    assert sorted(found) == sorted([2 * wide * COLUMNS, 2 * wide * WIDTH] * 2)
+
+
+def stored_bytes(content: bytes, kind: int) -> list[int]:
+    """Return the bytes of the constants of a type in a file."""
+    flat = read_flat(content)
+    data = [flat.buffers[t.buffer].data for t in flat.subgraphs[0].tensors if t.type == kind]
+    return [len(one) for one in data if one is not None]
+
+
+def test_joined_weights_that_no_layer_reads_are_floats() -> None:
+    x = {"x": numbers(2, 3, 4)}
+    nodes: list[Any] = []
+    tensors: list[TensorProto] = []
+    for i in range(2):
+        more, packs = packed(f"p{i}", integers(3, 4, bits=8), scales(3) * (i + 1), 8)
+        nodes += [*more, helper.make_node("Unsqueeze", [f"p{i}", "zero"], [f"u{i}"])]
+        tensors += packs
+    nodes += [
+        helper.make_node("Concat", ["u0", "u1"], ["j"], axis=0),
+        helper.make_node("Add", ["x", "j"], ["y"]),
+    ]
+    proto = graph_of(nodes, x, {"zero": np.array([0])})
+    proto.graph.initializer.extend(tensors)
+    _, (output,) = flat_run(proto, x)
+    (wanted,) = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, x)
+    np.testing.assert_allclose(output, wanted, rtol=1e-5, atol=1e-5)
 
 
 class TwoLayers(nn.Module):
