@@ -180,7 +180,8 @@ def measure(name: str, folder: Path, trials: int, rounds: int) -> dict[str, floa
     paths = {"float": float_file}
     feeds = samples_of(task, names)
     for method in RECIPES:
-        with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress
+        silent = io.StringIO()  # it reports its progress
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
             paths[method] = write(float_file, feeds, method, folder / f"{method}.tflite")
     for point in front:
         paths[f"trial {point.trial}"] = model_path(run / point.artifact)

@@ -212,8 +212,8 @@ def _of_direction(t: Translator, node: NodeProto, position: int, direction: int)
     known = t.known[node.input[position]]
     if isinstance(known, Stack):
         known, direction = known.parts[direction], 0
-    if isinstance(known, Weight) and known.axis != 0:
-        return known._replace(values=known.values[direction], axis=known.axis - 1)
+    if isinstance(known, Weight) and (known.axis != 0 or known.scale is None):
+        return known._replace(values=known.values[direction], axis=max(known.axis - 1, 0))
     if isinstance(known, np.ndarray):
         return np.asarray(known[direction])
     t.refuse(node, "LiteRT needs constant weights with a scale per row")
