@@ -1,120 +1,240 @@
-"""Compare .tflite files of integers with the float file: bytes, accuracy, and time in LiteRT.
+"""Put searches for .tflite files beside the files of LiteRT's own quantizer.
 
     python -m benchmarks.litert --json figures.json
+    python -m benchmarks.litert --only keywords --out ../litert   # keeps all files; goes on there
 
-"int8" reads and writes 8 bits in every convolution and linear layer; "weights" has 8-bit weights
-alone in convolutions, and inputs that are rounded row by row in linear layers. The networks of
-digits are trained here first; the others have random weights, whose accuracy says nothing. Files of
-other quantizers are not compared. docs/benchmarks/litert.md explains the keys.
+Each network is searched with the target litert-cpu and the default space. ai-edge-quantizer makes
+two files of the same float file: integers throughout, and dynamic range. All files run in LiteRT,
+and are timed in turn with the float file. Points are chosen by validation accuracy; gaps are of the
+test split. docs/benchmarks/litert.md explains the keys. Run nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
+import json
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor, nn
+import numpy as np
+from scipy.stats import kendalltau
 
-from autocompress import ModuleConfig, Task, export_onnx, find_modules
+from autocompress import ParetoFront, Task, read_front, search
+from autocompress.results.files import FLOAT_FOLDER, RUN_FILE, model_path
 from benchmarks.bench import LITERT, feed_of, file_accuracy, open_session
 from benchmarks.bench_latency import timed_in_litert
-from benchmarks.digits import DigitsNet, digits_task
-from benchmarks.networks import network
-from benchmarks.output import parser_of, require, write_figures
+from benchmarks.litert_networks import NETWORKS
+from benchmarks.litert_peers import RECIPES, write
+from benchmarks.output import parser_of, require, require_installed, write_figures
 
 TARGET = "litert-cpu"
-INT8, WEIGHTS = "int8", "weights"
+TRIALS, QUICK_TRIALS = 20, 4
+CALIBRATION = 128  # samples for the quantizer
+SAMPLES = 2000  # of the test split
 
 
-class Separable(nn.Module):
-    """Map (n, 1, 16, 16) pictures to (n, 10) logits with depthwise convolutions."""
+@dataclass
+class File:
+    """Hold what is measured of one file.
 
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(1, width, 3, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(width), nn.ReLU6()]
-        for stride in (1, 2, 1, 2):
-            wide = width * stride
-            layers += [
-                nn.Conv2d(width, width, 3, stride, 1, groups=width, bias=False),
-                nn.BatchNorm2d(width),
-                nn.ReLU6(),
-                nn.Conv2d(width, wide, 1, bias=False),
-                nn.BatchNorm2d(wide),
-                nn.ReLU6(),
-            ]
-            width = wide
-        self.layers, self.head = nn.Sequential(*layers), nn.Linear(width, 10)
+    Attributes:
+        name: of its maker.
+        path: of the file.
+        size: bytes.
+        validation: accuracy on the validation split, by which points are chosen.
+        test: accuracy on the test split, which is reported.
+        time: latency as a share of the float file's.
+    """
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the output of the module."""
-        return self.head(self.layers(image).mean((2, 3)))
+    name: str
+    path: Path
+    size: int
+    validation: float
+    test: float
+    time: float = 1.0
 
 
-def configs_of(task: Task, static: bool) -> dict[str, ModuleConfig]:
-    """Return the configs of all modules: 8 bits throughout, or without integer convolutions."""
-    configs = {}
-    for module in find_modules(task.model, task.example_inputs):
-        if static:
-            configs[module.name] = ModuleConfig(8, 8, activation_mode="static")
-        else:
-            configs[module.name] = ModuleConfig(8, 8 if module.kind == "linear" else 32)
-    return configs
+def chosen(ours: Sequence[File], peer: File) -> tuple[File, File]:
+    """Return the points of a search that are put beside a file.
+
+    Args:
+        ours: points of the front.
+        peer: the file.
+
+    Returns:
+        (the smallest, the fastest) of the points that are smaller than the file and at least as
+        accurate on the validation split. Where there is none, both are the most accurate of the
+        smaller points; where none is smaller, the smallest point.
+    """
+    smaller = [file for file in ours if file.size < peer.size]
+    equal = [file for file in smaller if file.validation >= peer.validation]
+    if equal:
+        return min(equal, key=lambda f: f.size), min(equal, key=lambda f: f.time)
+    nearest = (
+        max(smaller, key=lambda f: (f.validation, -f.size))
+        if smaller
+        else min(ours, key=lambda f: f.size)
+    )
+    return nearest, nearest
 
 
-def input_names(path: Path) -> list[str]:
-    """Return the names of the inputs of a .tflite file."""
-    return [value.name for value in open_session(str(path), LITERT).get_inputs()]
+def figures_of(name: str, ours: Sequence[File], peers: Mapping[str, File]) -> dict[str, float]:
+    """Return the figures of the points of a search beside other files.
 
-
-def measure(name: str, task: Task, trained: bool, rounds: int) -> dict[str, float]:
-    """Print a table of one network; return its figures."""
+    Args:
+        name: of the network.
+        ours: points of the front.
+        peers: the other files by method.
+    """
     figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        float_file = export_onnx(task, {}, folder / "float.tflite", target=TARGET)
-        files: dict[str, Path] = {}
-        for method, static in ((INT8, True), (WEIGHTS, False)):
-            path = folder / f"{method}.tflite"
-            files[method] = export_onnx(task, configs_of(task, static), path, target=TARGET)
-        feed = feed_of(task.example_inputs, input_names(float_file))
-        models = [str(path) for path in files.values()]
-        times = {
-            threads: timed_in_litert(str(float_file), models, feed, threads, rounds)
-            for threads in (1, 2)
-        }
-        splits = task.test if trained and task.test is not None else []
-        base = file_accuracy(task, str(float_file), splits, in_litert=True) if trained else 0.0
-        milliseconds = times[1].baseline_ms
-        figures[f"{name}_float_bytes"] = float_file.stat().st_size
-        figures[f"{name}_float_ms"] = milliseconds
-        print(f"\n{name}: float {float_file.stat().st_size} bytes, {milliseconds:.3f} ms")
-        for i, (method, path) in enumerate(files.items()):
-            ratio = path.stat().st_size / float_file.stat().st_size
-            figures[f"{name}_bytes_ratio_{method}"] = ratio
-            figures[f"{name}_time_ratio_{method}"] = times[1].ratios[i]
-            figures[f"{name}_time_ratio_{method}_2_threads"] = times[2].ratios[i]
-            line = f"{method:14} bytes {ratio:.3f}, time {times[1].ratios[i]:.3f}"
-            line += f", 2 threads {times[2].ratios[i]:.3f}"
-            if trained:
-                gap = base - file_accuracy(task, str(path), splits, in_litert=True)
-                figures[f"{name}_acc_gap_{method}"] = gap
-                line += f", accuracy {base:.4f} - {gap:.4f}"
-            print(line, flush=True)
+    for method, peer in peers.items():
+        small, fast = chosen(ours, peer)
+        beaten = small.size < peer.size and small.validation >= peer.validation
+        figures[f"{name}_beaten_{method}"] = float(beaten)
+        figures[f"{name}_bytes_ratio_{method}"] = small.size / peer.size
+        figures[f"{name}_acc_gap_{method}"] = peer.test - small.test
+        figures[f"{name}_time_ratio_{method}"] = small.time / peer.time
+        figures[f"{name}_fastest_time_ratio_{method}"] = fast.time / peer.time
     return figures
+
+
+def checks_of(
+    name: str, front: ParetoFront, unseen: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Return how well a search had predicted the files of its points.
+
+    Args:
+        name: of the network.
+        front: its verified points, also those that others dominate.
+        unseen: check of its latency model on random candidates, as run.json has it.
+    """
+    points = [*front.points, *front.dominated]
+    sizes = [p.predicted.size_bytes / p.measured.size_bytes - 1 for p in points]
+    figures = {
+        f"{name}_files": len(points),
+        f"{name}_points": len(front.points),
+        f"{name}_verified": float(np.mean([p.measured.verified for p in points])),
+        f"{name}_deployed_gap": max(abs(p.deployed_gap) for p in points),
+        f"{name}_size_error": max(map(abs, sizes)),
+    }
+    timed = [p for p in points if p.was_predicted]
+    if len(timed) > 1:
+        predicted = np.array([p.predicted.latency_ms for p in timed])
+        measured = np.array([p.measured.latency_ms for p in timed])
+        figures[f"{name}_latency_mape"] = float(np.mean(np.abs(predicted / measured - 1)))
+        figures[f"{name}_latency_tau"] = float(kendalltau(predicted, measured).statistic)
+    if unseen:
+        figures[f"{name}_unseen_mape"] = unseen["mape"]
+        figures[f"{name}_unseen_tau"] = unseen["kendall_tau"]
+    return figures
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """Return the run.json of a search that has ended, else nothing.
+
+    Args:
+        run: its folder, which may be missing.
+    """
+    path = run / RUN_FILE
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    return record if record.get("seconds") is not None else {}
+
+
+def samples_of(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return calibration inputs in parts of the example's length.
+
+    Args:
+        task: the network and its data.
+        names: of the inputs of the file.
+    """
+    length = len(next(iter(feed_of(task.example_inputs, names).values())))
+    parts = []
+    for inputs, _ in task.first_samples(task.calibration_batches(), CALIBRATION):
+        feed = feed_of(inputs, names)
+        count = len(next(iter(feed.values())))
+        for start in range(0, count - length + 1, length):
+            parts.append({key: array[start : start + length] for key, array in feed.items()})
+    return parts
+
+
+def measure(name: str, folder: Path, trials: int, rounds: int) -> dict[str, float]:
+    """Search a network, print a table of all files, and return its figures.
+
+    Args:
+        name: of `NETWORKS`.
+        folder: of the run and the files; a search that has ended there is taken as it is.
+        trials: of the search.
+        rounds: of the timing.
+    """
+    task, run = NETWORKS[name](), folder / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not record_of(run):
+        search(task, target=TARGET, n_trials=trials, out=run)
+    front, float_file = read_front(run), model_path(run / FLOAT_FOLDER)
+    names = tuple(one.name for one in open_session(str(float_file), LITERT).get_inputs())
+    paths = {"float": float_file}
+    feeds = samples_of(task, names)
+    for method in RECIPES:
+        silent = io.StringIO()  # it reports its progress
+        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            paths[method] = write(float_file, feeds, method, folder / f"{method}.tflite")
+    for point in front:
+        paths[f"trial {point.trial}"] = model_path(run / point.artifact)
+    test = task.first_samples(task.test or task.validation, SAMPLES)
+    files = {}
+    for key, path in paths.items():
+        splits = (list(task.validation), test)
+        scores = [file_accuracy(task, str(path), split, in_litert=True) for split in splits]
+        files[key] = File(key, path, path.stat().st_size, *scores)
+    feed = feed_of(task.example_inputs, names)
+    models = [str(path) for path in paths.values()]
+    timing = timed_in_litert(models[0], models, feed, 1, rounds)
+    print(f"\n{name}: float {timing.baseline_ms:.3f} ms {timing.warning}")
+    print(f"{'file':12}{'bytes':>10}{'smaller':>9}{'time':>8}{'validation':>12}{'test':>8}")
+    for file, share in zip(files.values(), timing.ratios, strict=True):
+        file.time, smaller = share, files["float"].size / file.size
+        words = f"{file.name:12}{file.size:10d}{smaller:8.2f}x{file.time:8.3f}"
+        print(f"{words}{file.validation:12.4f}{file.test:8.4f}", flush=True)
+    peers = {method: files[method] for method in RECIPES}
+    ours = [files[f"trial {point.trial}"] for point in front]
+    figures = {
+        f"{name}_float_bytes": files["float"].size,
+        f"{name}_float_ms": timing.baseline_ms,
+        f"{name}_float_test": files["float"].test,
+        **{f"{name}_{method}_bytes": peer.size for method, peer in peers.items()},
+        **{f"{name}_{method}_time": peer.time for method, peer in peers.items()},
+        **{f"{name}_{method}_test": peer.test for method, peer in peers.items()},
+    }
+    return {
+        **figures,
+        **figures_of(name, ours, peers),
+        **checks_of(name, front, record_of(run).get("latency_check")),
+    }
 
 
 def main() -> None:
     """Run the benchmark."""
-    arguments = parser_of(__doc__).parse_args()
+    parser = parser_of(__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", choices=list(NETWORKS), help="one network")
+    parser.add_argument("--out", type=Path, help="folder that keeps runs and files")
+    arguments = parser.parse_args()
     require("ai_edge_litert", "litert")
-    rounds = 5 if arguments.quick else 30
+    require_installed("ai_edge_quantizer", "'ai-edge-quantizer>=0.10'")
+    trials, rounds = (QUICK_TRIALS, 5) if arguments.quick else (TRIALS, 30)
     figures: dict[str, float] = {}
-    for name, model in (("digits_residual", DigitsNet), ("digits_separable", Separable)):
-        figures |= measure(name, digits_task(model), True, rounds)
-    for name in () if arguments.quick else ("resnet", "mobilenet"):
-        figures |= measure(name, network(name), False, rounds)
-    write_figures(arguments.json, figures)
+    with tempfile.TemporaryDirectory() as place:
+        folder = arguments.out or Path(place)
+        for name in [arguments.only] if arguments.only else NETWORKS:
+            figures |= measure(name, folder / name, trials, rounds)
+            write_figures(arguments.json, figures)  # a later network may fail
+    for key, value in figures.items():
+        print(f"{key:44}{value:.5g}")
 
 
 if __name__ == "__main__":

@@ -92,8 +92,9 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
     task = on_student(prepared_task(arguments, target))
     space = SearchSpace.load(arguments.space, task.pipeline, target.phase)
     modules = find_modules(task.model, task.example_inputs, task.towers)
-    # The device's arithmetic is not known here: weights take the form that is exact everywhere.
-    forms = {module.name: IntegerForm.REDUCED for module in modules}
+    # The device's arithmetic is not known here: weights take the form that is exact everywhere. In
+    # LiteRT all are.
+    forms = {} if target.litert else {module.name: IntegerForm.REDUCED for module in modules}
     builder = replace(builder_for(task, modules, target), forms=forms)
     subject = subject_of(task, builder, layout_of(builder), space.bind(builder.module_map, target))
     count = export_probes(subject, target, Path(arguments.to))

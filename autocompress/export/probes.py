@@ -47,8 +47,9 @@ main(Path(sys.argv[0]).resolve().parent)
 def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0) -> int:
     """Write models, inputs and the script into a folder.
 
-    The values of weights play no part in latency, so all models read their large weights from the
-    same few files of noise.
+    The values of weights play no part in latency. So all ONNX models read their large weights from
+    the same few files of noise. Each .tflite file holds its own weights: of noise, but for the
+    float model.
 
     Args:
         subject: the model, and the forms of a space.
@@ -61,12 +62,12 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
 
     Raises:
         RunFolderError: a file cannot be written.
-        TargetError: files of the target are no ONNX files.
+        TargetError: the target runs .tflite files on a device whose latency is computed.
     """
-    if target.litert:
+    if target.litert and target.figures is not None:
         raise TargetError(
-            f"target {target.name}: probes for other devices are ONNX files; nearest: "
-            "--target onnxruntime-cpu"
+            f"target {target.name}: its latency is computed from figures of the device, not "
+            "measured; nearest: --target litert-cpu"
         )
     plan = Plan.of(subject, seed)
     job = job_of(subject, target, plan, seed)
@@ -78,8 +79,12 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
         ("profiled", job.profiled),
         ("timed", job.timed),
     ):
-        names[role] = _write_models(folder, role, sources, needed)
-    _write_noise(folder, needed, np.random.default_rng(seed))
+        if target.litert:
+            names[role] = _write_flat(folder, role, sources)
+        else:
+            names[role] = _write_models(folder, role, sources, needed)
+    if not target.litert:
+        _write_noise(folder, needed, np.random.default_rng(seed))
     np.savez(
         folder / FEED_FILE,
         allow_pickle=False,
@@ -141,6 +146,17 @@ def _write_models(
     return written
 
 
+def _write_flat(folder: Path, role: str, sources: Sequence[Source]) -> list[str]:
+    """Write .tflite models and return their file names."""
+    written = []
+    for i, source in enumerate(sources):
+        content = source()
+        assert isinstance(content, bytes)
+        written.append(f"{role}{i:03d}.tflite")
+        write_atomic(folder / written[-1], content)
+    return written
+
+
 def _write_noise(folder: Path, needed: Mapping[str, int], generator: np.random.Generator) -> None:
     """Write the files that weights are read from, each as long as its models need."""
     floats, halves = needed["float"] // 4, needed["half"] // 2
@@ -156,7 +172,9 @@ def _write_script(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "device"
         package.mkdir()
-        for file in source.glob("*.py"):
-            (package / file.name).write_bytes(file.read_bytes())
+        for file in source.rglob("*.py"):
+            place = package / file.relative_to(source)
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(file.read_bytes())
         (Path(folder) / "__main__.py").write_text(MAIN)
         zipapp.create_archive(folder, path)

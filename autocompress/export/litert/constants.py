@@ -9,10 +9,10 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from autocompress.export.litert.values import Known, Rounded, Scales, Sums, Value, Weight
+from autocompress.export.litert.values import Known, Rounded, Scales, Stack, Sums, Value, Weight
 from autocompress.targets.device.litert.flat_file import Array
 
-SYMBOLS = (Weight, Rounded, Sums, Scales)
+SYMBOLS = (Weight, Stack, Rounded, Sums, Scales)
 OPSET = 21
 
 
@@ -70,6 +70,34 @@ def folded(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
     return _evaluated(node, arrays)
 
 
+def split(node: NodeProto, inputs: Sequence[Known | None]) -> list[Weight | Array] | None:
+    """Return the parts of a Split of a constant.
+
+    Args:
+        node: a Split.
+        inputs: what is known of each.
+
+    Returns:
+        None for a tensor that is computed, and where the sizes are not known.
+    """
+    first, sizes = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if not isinstance(first, (np.ndarray, Weight)) or isinstance(sizes, (Value, *SYMBOLS)):
+        return None
+    shape = first.values.shape if isinstance(first, Weight) else first.shape
+    axis = attributes_of(node).get("axis", 0) % len(shape)
+    part = -(-shape[axis] // len(node.output))
+    ends = np.arange(1, len(node.output)) * part if sizes is None else np.cumsum(sizes)[:-1]
+    if not isinstance(first, Weight):
+        return [np.asarray(one) for one in np.split(first, ends, axis)]
+    parts: list[Weight | Array] = []
+    scales = [first.scale] * len(node.output)
+    if first.scale is not None and first.axis == axis:
+        scales = [*np.split(first.scale, ends)]
+    for i, values in enumerate(np.split(first.values, ends, axis)):
+        parts.append(first._replace(values=values, scale=scales[i], name=f"{first.name}[{i}]"))
+    return parts
+
+
 def _of_shape(node: NodeProto, inputs: Sequence[Known | None]) -> Array | None:
     """Return the shape of a tensor, or a constant in its type."""
     first, attributes = inputs[0], attributes_of(node)
@@ -116,6 +144,8 @@ def _evaluated(node: NodeProto, inputs: Sequence[Array]) -> Array:
 def _symbolic(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
     """Return what stands for the result of a node on packed weights or rounded inputs."""
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+    if node.op_type == "Concat":
+        return _joined(inputs, attributes_of(node)["axis"])
     if node.op_type == "Mul" and isinstance(second, Rounded):
         first, second = second, first
     if isinstance(first, Weight):
@@ -126,6 +156,26 @@ def _symbolic(node: NodeProto, inputs: Sequence[Known | None]) -> Known | None:
         return Sums(first.name, second) if isinstance(second, Weight) else None
     if isinstance(first, Sums) and node.op_type == "Cast":
         return first
+    return None
+
+
+def _joined(inputs: Sequence[Known | None], axis: int) -> Weight | Stack | None:
+    """Return weights that are joined along a dimension."""
+    weights = [one for one in inputs if isinstance(one, Weight)]
+    first = weights[0] if len(weights) == len(inputs) else None
+    if first is not None:
+        axis %= first.values.ndim
+        scales = [one.scale for one in weights if one.scale is not None]
+        forms = {(one.bits, one.axis, one.scale is None) for one in weights}
+        if len(forms) == 1 and (not scales or first.axis == axis):
+            values = np.concatenate([one.values for one in weights], axis)
+            scale = np.concatenate(scales) if scales else None
+            name = ",".join(one.name for one in weights)
+            return first._replace(values=values, scale=scale, name=name)
+    parts = [one for one in inputs if isinstance(one, (Weight, np.ndarray))]
+    shapes = [one.values.shape if isinstance(one, Weight) else one.shape for one in parts]
+    if axis == 0 and len(parts) == len(inputs) and all(shape[0] == 1 for shape in shapes):
+        return Stack(tuple(parts))
     return None
 
 
@@ -141,6 +191,8 @@ def _of_weight(node: NodeProto, weight: Weight, others: Sequence[Known | None]) 
         rounded = np.round(weight.floats()).astype(np.int8)
         name = f"{weight.name}/{node.output[0]}"
         return weight._replace(values=rounded, scale=None, name=name)
+    if node.op_type == "Unsqueeze" and isinstance(other, np.ndarray) and not other.any():
+        return weight._replace(values=weight.values[None], axis=weight.axis + 1)  # in front
     if node.op_type == "Transpose":
         return weight.transposed(attributes.get("perm", range(weight.values.ndim)[::-1]))
     if node.op_type == "Mul" and weight.scale is None and isinstance(other, np.ndarray):

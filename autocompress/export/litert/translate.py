@@ -15,17 +15,18 @@ from onnx import ModelProto, NodeProto, helper
 
 from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import reads
-from autocompress.export.litert.constants import folded, initial
+from autocompress.export.litert.constants import folded, initial, split
 from autocompress.export.litert.operators import (
     elementwise,
     integers,
     products,
+    recurrent,
     reductions,
     shapes,
     windows,
 )
 from autocompress.export.litert.translator import Translator, address
-from autocompress.export.litert.values import FIRST, Rounded, Value
+from autocompress.export.litert.values import FIRST, Rounded, Stack, Value
 from autocompress.targets.device.litert.flat_file import TYPES
 from autocompress.targets.device.litert.operators import tensor_name
 
@@ -33,6 +34,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     **dict.fromkeys((*elementwise.BINARY, *elementwise.COMPARISONS), elementwise.binary),
     **dict.fromkeys(elementwise.UNARY, elementwise.unary),
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), shapes.reshape),
+    **dict.fromkeys(recurrent.GATES, recurrent.recurrent),
     **dict.fromkeys(reductions.REDUCE, reductions.reduce),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool"), reductions.global_pool),
     **dict.fromkeys(("MaxPool", "AveragePool"), windows.pool),
@@ -156,7 +158,15 @@ def translate_node(t: Translator, node: NodeProto) -> None:
         for name, part in zip(node.output, ("values", "scale", "zero"), strict=True):
             t.known[name] = Rounded(node.input[0], part)
         return
+    for name in node.input:
+        known = t.known.get(name)
+        if isinstance(known, Stack) and node.op_type not in recurrent.GATES:
+            t.known[name] = known.floats()
     inputs = [t.known[name] if name else None for name in node.input]
+    parts = split(node, inputs) if node.op_type == "Split" else None
+    if parts is not None:
+        t.known.update(zip(node.output, parts, strict=True))
+        return
     result = folded(node, inputs) if len(node.output) == 1 else None
     if result is not None:
         t.known[node.output[0]] = result

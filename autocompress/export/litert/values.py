@@ -98,6 +98,21 @@ class Weight(NamedTuple):
         return product
 
 
+class Stack(NamedTuple):
+    """Stand for weights that are joined along their first dimension, each with its own scales.
+
+    Attributes:
+        parts: weights with one element in that dimension, or constants.
+    """
+
+    parts: tuple[Weight | Array, ...]
+
+    def floats(self) -> Array:
+        """Return what the weights stand for, as float32."""
+        arrays = [one.floats() if isinstance(one, Weight) else one for one in self.parts]
+        return np.concatenate(arrays)
+
+
 class Rounded(NamedTuple):
     """Stand for a tensor that is rounded to 8 bits by the range that it has at run time.
 
@@ -134,7 +149,7 @@ class Scales(NamedTuple):
     scale: Array
 
 
-Known = Value | Weight | Rounded | Sums | Scales | Array
+Known = Value | Weight | Stack | Rounded | Sums | Scales | Array
 
 
 def last_order(rank: int) -> list[int]:

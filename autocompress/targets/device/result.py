@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -12,8 +13,6 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import onnxruntime
 
 from .integer_products import products_here
 from .profiler import NodeTime
@@ -76,11 +75,11 @@ def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
     Args:
         settings: decide which runtimes' versions count.
     """
-    names = {
-        "onnxruntime": str(onnxruntime.__version__),
-        "machine": platform.machine(),
-        "processor": _processor(),
-    }
+    names = {"machine": platform.machine(), "processor": _processor()}
+    with contextlib.suppress(ImportError):  # a device may have LiteRT alone
+        import onnxruntime
+
+        names["onnxruntime"] = str(onnxruntime.__version__)
     if settings.runtime == "openvino":
         import openvino
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime
 
 from .graph_file import external_files, without_weights
 from .memory import large_blocks_freed_at_once, release_memory
@@ -120,6 +119,8 @@ def open_session(
             raise ProviderError(
                 "LiteRT is not installed; pip install 'autocompress[litert]'"
             ) from error
+    import onnxruntime  # a device may have LiteRT alone
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.log_severity_level = 4 if silent else 3
@@ -162,6 +163,8 @@ def _opened(source: bytes | str, options: Any, settings: SessionSettings) -> Any
     ONNX Runtime lists the providers that it was built with. Where one cannot start, the session
     runs on the CPU without an error.
     """
+    import onnxruntime
+
     wanted, present = settings.provider, onnxruntime.get_available_providers()
     if wanted not in present:
         raise ProviderError(f"ONNX Runtime has no {wanted} here; it has: {', '.join(present)}")

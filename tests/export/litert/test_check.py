@@ -289,3 +289,46 @@ def test_integers_flow_through_a_network(residual: Any) -> None:
         *("CONV_2D", "MAX_POOL_2D", "MEAN"),
         *("FULLY_CONNECTED", "QUANTIZE", "FULLY_CONNECTED", "DEQUANTIZE"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_compute_what_is_simulated(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.memory = nn.Embedding(30, 16), kind(16, 32, batch_first=True)
+            self.head = nn.Linear(32, 4)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.memory(self.words(ids))[0][:, -1])
+
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    model, ids = Words().eval(), torch.randint(0, 30, (8, 6))
+    task = ac.Task("words", model, ids[:2], [(ids, ids[:, 0] % 4)], lambda outputs, targets: 1.0)
+    modules = find_modules(model, task.example_inputs)
+    builder = builder_for(task, modules, find_target("litert-cpu"))
+    compressor = Compressor.of(builder)
+    recurrent = [module.name for module in builder.module_map if module.kind == "recurrent"]
+    assert len(recurrent) == 2, "the weights of the inputs and of the state"
+    sizes = [builder.float_bytes]
+    for config in (
+        ModuleConfig(weight_bits=16),
+        ModuleConfig(weight_bits=8),
+        ModuleConfig(weight_bits=4),
+        ModuleConfig(weight_bits=4, pruning_ratio=0.5),
+    ):
+        roots = {group.name for group in builder.module_map.groups if group.reason is None}
+        plain = replace(config, pruning_ratio=0.0)
+        candidate = Candidate.of({n: config if n in roots else plain for n in recurrent})
+        graph = compressor.graph(candidate)
+        simulated = compressor.module(candidate)(task.example_inputs).detach().numpy()
+        (output,) = flat_outputs(builder, graph, task.example_inputs)
+        assert abs(output - simulated).max() < 1e-4 * abs(simulated).max()
+        sizes.append(len(builder.content(graph)))
+        assert builder.size_bytes(candidate) == sizes[-1]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == len(sizes)
