@@ -45,9 +45,25 @@ NOT_YET = {
     "image-segmentation of objects": "UNIVERSAL_SEGMENTATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
     "image-text-to-text": "IMAGE_TEXT_TO_TEXT",
+    "multiple-choice": "MULTIPLE_CHOICE",
+    "next-sentence-prediction": "NEXT_SENTENCE_PREDICTION",
+    "table-question-answering": "TABLE_QUESTION_ANSWERING",
+    "document-question-answering": "DOCUMENT_QUESTION_ANSWERING",
+    "depth-estimation": "DEPTH_ESTIMATION",
+    "keypoint-detection": "KEYPOINT_DETECTION",
+    "mask-generation": "MASK_GENERATION",
+    "zero-shot-object-detection": "ZERO_SHOT_OBJECT_DETECTION",
+    "video-classification": "VIDEO_CLASSIFICATION",
+    "audio-xvector": "AUDIO_XVECTOR",
+    "audio-frame-classification": "AUDIO_FRAME_CLASSIFICATION",
+    "text-to-audio": "TEXT_TO_WAVEFORM",
+    "time-series-prediction": "TIME_SERIES_PREDICTION",
+    "time-series-classification": "TIME_SERIES_CLASSIFICATION",
+    "time-series-regression": "TIME_SERIES_REGRESSION",
 }
-# Families that torch.onnx cannot export: XLNet subtracts its mask of whole numbers from 1.0.
-NO_EXPORT = ("xlnet",)
+# Families that torch.onnx cannot export, and one that is near. XLNet subtracts its mask of whole
+# numbers from 1.0. Longformer and LED count the tokens that all others look at.
+NO_EXPORT = {"xlnet": "bert", "longformer": "modernbert", "led": "bart"}
 
 
 @dataclass(frozen=True)
@@ -110,8 +126,9 @@ def open_folder(options: Options) -> ModelFolder:
             weights, local_files_only=True, trust_remote_code=options.trust_remote_code
         )
     if config.model_type in NO_EXPORT:
+        near = NO_EXPORT[config.model_type]
         raise TaskError(
-            f"{path}: models of {config.model_type} cannot be exported to ONNX; nearest: bert"
+            f"{path}: models of {config.model_type} cannot be exported to ONNX; nearest: {near}"
         )
     architecture = ((config.architectures or [""])[0]) or ""
     task = _task_of(path, architecture, options.task)
@@ -160,7 +177,9 @@ def sentence_modules(path: Path) -> list[dict[str, Any]]:
 def _task_of(path: Path, architecture: str, asked: str | None) -> str:
     """Return the task of an architecture, or raise a TaskError that names those it can have."""
     sentence = bool(sentence_modules(path))
-    possible = [name for name, heads in TASKS.items() if architecture in classes_of(*heads)]
+    # A head of hidden tokens may stand beside that of the next sentence, as in BERT's own weights.
+    names = {architecture, architecture.replace("ForPreTraining", "ForMaskedLM")}
+    possible = [name for name, heads in TASKS.items() if names & classes_of(*heads)]
     not_yet = [name for name, table in NOT_YET.items() if architecture in classes_of(table)]
     if "text2text-generation" in possible:
         possible = ["text2text-generation"]  # some are listed as models of hidden tokens too
