@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,11 @@ TASKS = {
     "fill-mask": ("MASKED_LM",),
     "zero-shot-image-classification": ("ZERO_SHOT_IMAGE_CLASSIFICATION",),
 }
-EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of models without a head
+EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of texts, by models without a head
+# Arguments of models that read something else than texts, alone or beside them.
+OTHER_INPUTS = frozenset(
+    {"pixel_values", "input_features", "input_values", "visual_feats", "past_values"}
+)
 NAMES = (*TASKS, *EMBEDDINGS)
 # Tables of architectures that cannot be searched yet, for the error.
 NOT_YET = {
@@ -186,7 +191,7 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
     if sentence:
         possible = [EMBEDDINGS[1], EMBEDDINGS[0]]
     elif is_encoder(architecture) or (
-        architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet
+        not possible and not not_yet and _embeds_texts(path, architecture)
     ):
         possible = list(EMBEDDINGS)
     if asked is None:
@@ -204,6 +209,16 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
         near = ", ".join(possible) or "none"
         raise TaskError(f"{path}: {architecture} has no head for {asked}; nearest: {near}")
     return asked
+
+
+def _embeds_texts(path: Path, architecture: str) -> bool:
+    """Return True for a model without a head that reads texts alone."""
+    if architecture not in _table("MODEL_MAPPING_NAMES"):
+        return False
+    with told(f"{path}: {architecture} cannot be loaded"):
+        made = getattr(library("transformers", "model folders"), architecture)
+        arguments = inspect.signature(made.forward).parameters
+    return "input_ids" in arguments and OTHER_INPUTS.isdisjoint(arguments)
 
 
 def is_encoder(architecture: str) -> bool:
