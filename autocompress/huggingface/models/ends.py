@@ -32,19 +32,22 @@ class EndClassifier(nn.Module):
         """Return the scores of the classes.
 
         Args:
-            input_ids: (n, length) tokens; each text has an end token.
+            input_ids: (n, length) tokens; of a text without an end token the first one counts.
             attention_mask: (n, length), 0 for padding.
 
         Returns:
             "logits" (n, classes).
         """
         model: Any = self.model
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        if hasattr(model, "_shift_right"):  # T5; BART's body shifts the tokens itself
-            given["decoder_input_ids"] = model._shift_right(input_ids)
-        states = model.base_model(**given)[0]
+        start = torch.full_like(input_ids[:, :1], self.config.decoder_start_token_id)
+        states = model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=torch.cat([start, input_ids[:, :-1]], 1),
+            use_cache=False,
+        )[0]
         places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        last = ((input_ids == self.config.eos_token_id) * places).amax(1, keepdim=True)
+        last = ((input_ids == self.config.eos_token_id) * places).amax(1, keepdim=True).clamp(1)
         ends = (states * (places == last)[..., None]).sum(1)
         return {"logits": model.classification_head(ends)}
 

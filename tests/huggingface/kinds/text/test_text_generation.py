@@ -82,7 +82,7 @@ def test_windows_of_models_that_compute_step_by_step_have_one_length(
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(SPECIAL) + len(WORDS),
         hidden_size=32,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         **STEPWISE[family],
     )
     model = getattr(transformers, f"{family}ForCausalLM")(config)
