@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,11 @@ TASKS = {
     "fill-mask": ("MASKED_LM",),
     "zero-shot-image-classification": ("ZERO_SHOT_IMAGE_CLASSIFICATION",),
 }
-EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of models without a head
+EMBEDDINGS = ("feature-extraction", "sentence-similarity")  # of texts, by models without a head
+# Arguments of models that read something else than texts, alone or beside them.
+OTHER_INPUTS = frozenset(
+    {"pixel_values", "input_features", "input_values", "visual_feats", "past_values"}
+)
 NAMES = (*TASKS, *EMBEDDINGS)
 # Tables of architectures that cannot be searched yet, for the error.
 NOT_YET = {
@@ -45,9 +50,25 @@ NOT_YET = {
     "image-segmentation of objects": "UNIVERSAL_SEGMENTATION",
     "visual-question-answering": "VISUAL_QUESTION_ANSWERING",
     "image-text-to-text": "IMAGE_TEXT_TO_TEXT",
+    "multiple-choice": "MULTIPLE_CHOICE",
+    "next-sentence-prediction": "NEXT_SENTENCE_PREDICTION",
+    "table-question-answering": "TABLE_QUESTION_ANSWERING",
+    "document-question-answering": "DOCUMENT_QUESTION_ANSWERING",
+    "depth-estimation": "DEPTH_ESTIMATION",
+    "keypoint-detection": "KEYPOINT_DETECTION",
+    "mask-generation": "MASK_GENERATION",
+    "zero-shot-object-detection": "ZERO_SHOT_OBJECT_DETECTION",
+    "video-classification": "VIDEO_CLASSIFICATION",
+    "audio-xvector": "AUDIO_XVECTOR",
+    "audio-frame-classification": "AUDIO_FRAME_CLASSIFICATION",
+    "text-to-audio": "TEXT_TO_WAVEFORM",
+    "time-series-prediction": "TIME_SERIES_PREDICTION",
+    "time-series-classification": "TIME_SERIES_CLASSIFICATION",
+    "time-series-regression": "TIME_SERIES_REGRESSION",
 }
-# Families that torch.onnx cannot export: XLNet subtracts its mask of whole numbers from 1.0.
-NO_EXPORT = ("xlnet",)
+# Families that torch.onnx cannot export, and one that is near. XLNet subtracts its mask of whole
+# numbers from 1.0. Longformer and LED count the tokens that all others look at.
+NO_EXPORT = {"xlnet": "bert", "longformer": "modernbert", "led": "bart"}
 
 
 @dataclass(frozen=True)
@@ -110,8 +131,9 @@ def open_folder(options: Options) -> ModelFolder:
             weights, local_files_only=True, trust_remote_code=options.trust_remote_code
         )
     if config.model_type in NO_EXPORT:
+        near = NO_EXPORT[config.model_type]
         raise TaskError(
-            f"{path}: models of {config.model_type} cannot be exported to ONNX; nearest: bert"
+            f"{path}: models of {config.model_type} cannot be exported to ONNX; nearest: {near}"
         )
     architecture = ((config.architectures or [""])[0]) or ""
     task = _task_of(path, architecture, options.task)
@@ -160,14 +182,16 @@ def sentence_modules(path: Path) -> list[dict[str, Any]]:
 def _task_of(path: Path, architecture: str, asked: str | None) -> str:
     """Return the task of an architecture, or raise a TaskError that names those it can have."""
     sentence = bool(sentence_modules(path))
-    possible = [name for name, heads in TASKS.items() if architecture in classes_of(*heads)]
+    # A head of hidden tokens may stand beside that of the next sentence, as in BERT's own weights.
+    names = {architecture, architecture.replace("ForPreTraining", "ForMaskedLM")}
+    possible = [name for name, heads in TASKS.items() if names & classes_of(*heads)]
     not_yet = [name for name, table in NOT_YET.items() if architecture in classes_of(table)]
     if "text2text-generation" in possible:
         possible = ["text2text-generation"]  # some are listed as models of hidden tokens too
     if sentence:
         possible = [EMBEDDINGS[1], EMBEDDINGS[0]]
     elif is_encoder(architecture) or (
-        architecture in _table("MODEL_MAPPING_NAMES") and not possible and not not_yet
+        not possible and not not_yet and _embeds_texts(path, architecture)
     ):
         possible = list(EMBEDDINGS)
     if asked is None:
@@ -185,6 +209,16 @@ def _task_of(path: Path, architecture: str, asked: str | None) -> str:
         near = ", ".join(possible) or "none"
         raise TaskError(f"{path}: {architecture} has no head for {asked}; nearest: {near}")
     return asked
+
+
+def _embeds_texts(path: Path, architecture: str) -> bool:
+    """Return True for a model without a head that reads texts alone."""
+    if architecture not in _table("MODEL_MAPPING_NAMES"):
+        return False
+    with told(f"{path}: {architecture} cannot be loaded"):
+        made = getattr(library("transformers", "model folders"), architecture)
+        arguments = inspect.signature(made.forward).parameters
+    return "input_ids" in arguments and OTHER_INPUTS.isdisjoint(arguments)
 
 
 def is_encoder(architecture: str) -> bool:

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_folders import bert, save, texts, tokenizer, transformers, write_jsonl
+from small_folders import (
+    SMALL,
+    SPECIAL,
+    WORDS,
+    bert,
+    save,
+    texts,
+    tokenizer,
+    transformers,
+    write_jsonl,
+)
 
 import autocompress as ac
 from autocompress.errors import TaskError
@@ -148,7 +158,11 @@ def test_no_task_for_a_head_that_is_not_there(folder: Path, data: Path) -> None:
         ("Mask2FormerForUniversalSegmentation", "image-segmentation of objects"),
         ("BlipForQuestionAnswering", "visual-question-answering"),
         ("PaliGemmaForConditionalGeneration", "image-text-to-text"),
-        ("Nothing", ""),
+        ("BertForMultipleChoice", "multiple-choice"),
+        ("DPTForDepthEstimation", "depth-estimation"),
+        ("PatchTSTForRegression", "time-series-regression"),
+        *((name, "") for name in ("ViTModel", "Wav2Vec2Model", "ClapModel", "FlavaModel")),
+        *((name, "") for name in ("LxmertModel", "PatchTSTModel", "Nothing")),
     ],
 )
 def test_tasks_that_are_not_there_yet(
@@ -343,3 +357,54 @@ def test_families_that_cannot_be_exported(head: str, folder: Path, data: Path) -
     transformers.XLNetConfig(architectures=[f"XLNet{name}"]).save_pretrained(folder)
     line = f"{folder}: models of xlnet cannot be exported to ONNX; nearest: bert"
     assert error(folder, data) == line
+
+
+@pytest.mark.parametrize(("family", "near"), [("Longformer", "modernbert"), ("LED", "bart")])
+def test_families_whose_shapes_follow_values(
+    family: str, near: str, folder: Path, data: Path
+) -> None:
+    name = f"{family}ForSequenceClassification"
+    getattr(transformers, f"{family}Config")(architectures=[name]).save_pretrained(folder)
+    line = f"{folder}: models of {family.lower()} cannot be exported to ONNX; nearest: {near}"
+    assert error(folder, data) == line
+
+
+@pytest.mark.parametrize(
+    ("family", "more"), [("LayoutLM", {}), ("Lilt", {"channel_shrink_ratio": 2}), ("Bros", {})]
+)
+def test_families_that_read_more_than_tokens(
+    family: str, more: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    """Without the places of words their answers would be those of other pages."""
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(SPECIAL) + len(WORDS), num_labels=3, **{**SMALL, **more}
+    )
+    model = getattr(transformers, f"{family}ForTokenClassification")(config)
+    folder = save(tmp_path / "pages", model, tokenizer())
+    rows = [{"tokens": ["w1", "w2"], "tags": [0, 1]}] * 8
+    line = error(folder, write_jsonl(tmp_path / "words.jsonl", rows))
+    assert line == (
+        f"pages: models of {family.lower()} read where words stand on a page (bbox), which no "
+        "column gives; nearest: a model of texts alone, such as bert"
+    )
+
+
+@pytest.mark.parametrize("family", ["Bert", "Albert", "MobileBert"])
+def test_weights_with_a_head_of_the_next_sentence_too(family: str, tmp_path: Path) -> None:
+    """Their head of hidden tokens is searched, as that of a model which has no other."""
+    more = {"MobileBert": {"true_hidden_size": 32, "intra_bottleneck_size": 32}}.get(family, {})
+    narrow = {"embedding_size": 16} if family != "Bert" else {}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(SPECIAL) + len(WORDS), pad_token_id=0, **{**SMALL, **narrow, **more}
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}ForPreTraining")(config).eval()
+    folder = save(tmp_path / "both", model, tokenizer())
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(8)])
+    task = ac.from_pretrained(folder, validation=data)
+    assert task.pretrained is not None
+    assert task.pretrained.task == "fill-mask"
+    inputs, _ = next(iter(task.validation))
+    with torch.no_grad():
+        expected = model(**inputs).prediction_logits
+        torch.testing.assert_close(task.model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)

@@ -17,6 +17,11 @@ from autocompress.huggingface.options import Options
 
 UNLIMITED = 10**6  # a tokenizer without a limit names a larger one
 Row = Mapping[str, list[int]]  # argument of the model -> one number per token
+# Arguments that no column gives, though the answers of a model depend on them -> what they tell.
+NOT_GIVEN = {
+    "bbox": "where words stand on a page",
+    "xpath_tags_seq": "where words stand in HTML",
+}
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,16 @@ class Encoder:
             The encoder.
 
         Raises:
-            TaskError: the user's limit is above that of the model, or it has no table of tokens.
+            TaskError: the user's limit is above that of the model, it has no table of tokens, or
+                it reads more than tokens.
         """
         arguments = frozenset(inspect.signature(model.forward).parameters)
+        for name, what in NOT_GIVEN.items():
+            if name in arguments:
+                raise TaskError(
+                    f"{folder.name}: models of {folder.config.model_type} read {what} ({name}), "
+                    "which no column gives; nearest: a model of texts alone, such as bert"
+                )
         positions = _positions(folder.config, model)
         limits = (positions, tokenizer.model_max_length, longest)
         limit = min((n for n in limits if n and n < UNLIMITED), default=None)

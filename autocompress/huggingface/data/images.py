@@ -17,6 +17,7 @@ from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.extra import library, told
 
 PIXELS = "pixel_values"
+SHAPES = "spatial_shapes"  # of parts of pictures, as SigLIP 2 reads them
 BILINEAR = 2  # as PIL numbers it
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and values that swap the sides
 DEEP = ("I", "F")  # first letter of modes of PIL with more than 8 bits
@@ -159,6 +160,11 @@ class ImageReader:
         """
         images = self.pictures(records)
         inputs = processed(self.processor, "image processor", records[0].place, images)
+        if SHAPES in inputs:
+            raise TaskError(
+                f"{records[0].place}: the image processor cuts pictures into parts and tells their "
+                f"{SHAPES}, which are not read yet; nearest: a model for pictures of one size"
+            )
         return {PIXELS: torch.as_tensor(inputs[PIXELS])}
 
     def pictures(self, records: Sequence[Record]) -> list[Any]:

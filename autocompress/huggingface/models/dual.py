@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Names of tables of tokens; CLIP has the first, models with BERT as their text tower the second.
+TABLES = ("token_embedding", "word_embeddings")
+
 
 class DualEncoder(nn.Module):
     """Give the embeddings of pictures and of texts, without comparing the rows of a batch.
 
     Args:
-        model: returns `image_embeds` and `text_embeds`, as CLIP and SigLIP do.
+        model: returns `image_embeds` and `text_embeds`, as CLIP, SigLIP, ALIGN and BLIP do.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -22,9 +25,8 @@ class DualEncoder(nn.Module):
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of token embeddings."""
-        tables = self.model.get_submodule("text_model").named_modules()
-        table: nn.Module
-        _, table = next(pair for pair in tables if pair[0].endswith("token_embedding"))
+        tables = (m for name, m in self.model.named_modules() if name.endswith(TABLES))
+        table: nn.Module = next(tables)
         return table
 
     def forward(

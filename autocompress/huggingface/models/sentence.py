@@ -15,8 +15,24 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.extra import library, told
 from autocompress.huggingface.folder import ModelFolder, sentence_modules
 
-POOLINGS = ("mean", "cls")
-MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+# Pooling of tokens -> what it gives, for the user.
+POOLINGS = {
+    "cls": "those of the first token",
+    "max": "the largest values of the tokens",
+    "mean": "the mean of the tokens",
+    "mean_sqrt_len_tokens": "the sum of the tokens divided by the root of their number",
+    "weightedmean": "the mean of the tokens weighted by their places",
+    "lasttoken": "those of the last token",
+}
+# Switches of older configs, in the order in which sentence-transformers joins what they give.
+MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
 DENSE_FILES = ("model.safetensors", "pytorch_model.bin")  # the second in older folders
 LENGTH_FILES = "sentence_*_config.json"  # bert, in older folders roberta and others too
@@ -40,13 +56,15 @@ class SentenceEncoder(nn.Module):
 
     Args:
         encoder: a model without a head.
-        pooling: "mean" over the tokens that are no padding, or "cls", the first token.
+        poolings: names in `POOLINGS`; what several give is joined in this order.
         layers: that follow the pooling, in this order.
     """
 
-    def __init__(self, encoder: nn.Module, pooling: str, layers: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, encoder: nn.Module, poolings: Sequence[str], layers: Sequence[nn.Module]
+    ) -> None:
         super().__init__()
-        self.encoder, self.pooling = encoder, pooling
+        self.encoder, self.poolings = encoder, tuple(poolings)
         self.layers = nn.ModuleList(layers)
         self.config: Any = encoder.config
 
@@ -75,14 +93,29 @@ class SentenceEncoder(nn.Module):
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         result = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types)
         tokens = result.last_hidden_state
-        if self.pooling == "cls":
-            sentence = tokens[:, 0]
-        else:
-            mask = attention_mask[..., None].to(tokens.dtype)
-            sentence = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+        pooled = [_pooled(pooling, tokens, attention_mask) for pooling in self.poolings]
+        sentence = pooled[0] if len(pooled) == 1 else torch.cat(pooled, 1)
         for layer in self.layers:
             sentence = layer(sentence)
         return {"sentence_embedding": sentence, "last_hidden_state": tokens}
+
+
+def _pooled(pooling: str, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return (n, width) of (n, length, width) states of tokens, without those of padding.
+
+    Padding may stand at either side, but for the first token.
+    """
+    if pooling == "cls":
+        return tokens[:, 0]
+    if pooling == "max":
+        return tokens.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    if pooling == "lasttoken":
+        last = (mask * places).amax(1, keepdim=True)
+        return (tokens * (places == last)[..., None]).sum(1)
+    weights = (mask * places if pooling == "weightedmean" else mask)[..., None].to(tokens.dtype)
+    total, weight = (tokens * weights).sum(1), weights.sum(1).clamp(min=1e-9)
+    return total / (weight.sqrt() if pooling == "mean_sqrt_len_tokens" else weight)
 
 
 def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceEncoder, str]:
@@ -98,7 +131,7 @@ def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceE
     Raises:
         TaskError: modules.json names a layer that is not supported, or its files are missing.
     """
-    pooling = ""
+    poolings: list[str] = []
     layers: list[nn.Module] = []
     for i, entry in enumerate(sentence_modules(folder.path)):
         kind = str(entry.get("type", "")).rpartition(".")[2]
@@ -115,17 +148,16 @@ def sentence_encoder(folder: ModelFolder, encoder: nn.Module) -> tuple[SentenceE
                 f"{' or '.join(expected)} in this place: Transformer, Pooling, then the others"
             )
         if kind == "Pooling":
-            pooling = _pooling(place)
+            poolings = _poolings(place)
         elif kind == "Dense":
             layers += _dense(place)
         elif kind == "Normalize":
             layers.append(Normalised())
-    words = f"model: embeddings are the {pooling or 'mean'} of the tokens"
-    if pooling == "cls":
-        words = "model: embeddings are those of the first token"
-    if not pooling:
+    chosen = poolings or ["mean"]
+    words = f"model: embeddings are {', then '.join(POOLINGS[pooling] for pooling in chosen)}"
+    if not poolings:
         words += ", since there is no modules.json that says more"
-    return SentenceEncoder(encoder, pooling or "mean", layers), words
+    return SentenceEncoder(encoder, chosen, layers), words
 
 
 def sentence_length(folder: ModelFolder) -> int | None:
@@ -178,22 +210,23 @@ def read_settings(file: Path) -> dict[str, Any]:
     return config
 
 
-def _pooling(place: Path) -> str:
-    """Return the pooling of a config; newer ones hold "pooling_mode", older ones a switch each."""
+def _poolings(place: Path) -> list[str]:
+    """Return the poolings of a config; newer ones hold "pooling_mode", older ones a switch each."""
     config = _config(place)
     named = config.get("pooling_mode")
     modes = [named] if isinstance(named, str) else list(named or [])
     if not modes:
-        modes = [
-            name for name, value in config.items() if "pooling_mode_" in name and value is True
-        ]
-        modes = [MODES.get(name, name) for name in modes]
-    if len(modes) == 1 and modes[0] in POOLINGS:
-        return str(modes[0])
-    raise TaskError(
-        f"{place}/config.json: pooling {' and '.join(map(str, modes)) or 'none'} is not supported; "
-        f"there are {' and '.join(POOLINGS)}"
-    )
+        switches = [name for name in config if "pooling_mode_" in name and config[name] is True]
+        known = [name for name in MODES if name in switches]
+        others = [name for name in switches if name not in MODES]
+        modes = [*(MODES[name] for name in known), *others] or ["mean"]
+    for mode in modes:
+        if mode not in POOLINGS:
+            raise TaskError(
+                f"{place}/config.json: pooling {mode} is not supported; there are "
+                f"{', '.join(POOLINGS)}"
+            )
+    return modes
 
 
 def _dense(place: Path) -> list[nn.Module]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.images import image_size, open_image
+from autocompress.huggingface.data.images import ImageReader, image_size, open_image
 from autocompress.huggingface.data.masks import MaskReader
 from autocompress.huggingface.data.records import Record
 
@@ -86,3 +86,12 @@ def test_a_mask_of_the_picture_before_it_was_turned() -> None:
         TaskError, match=r"^a line 1: the mask is 3 x 2 pixels, the picture .* 2 x 3"
     ):
         reader([mask])
+
+
+def test_parts_of_pictures_with_shapes_are_refused() -> None:
+    pytest.importorskip("transformers", reason="model folders need the extra")
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    reader = ImageReader("image", Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16))
+    with pytest.raises(TaskError, match=r"a line 1: .*spatial_shapes, which are not read yet"):
+        reader([record(np.stack([GREY] * 3, -1))])

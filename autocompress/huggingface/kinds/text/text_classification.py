@@ -25,6 +25,7 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics import numbers
+from autocompress.huggingface.models.ends import EndClassifier, reads_end_token
 from autocompress.huggingface.options import Options
 from autocompress.task.calls import Metric
 
@@ -58,6 +59,8 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     columns.check(COLUMNS)
     splits = read_splits(options)
     model = load_model(folder, "AutoModelForSequenceClassification")
+    if reads_end_token(model):
+        model = EndClassifier(model)
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     problem = problem_of(folder.config)
     by_split, notes = label_columns(columns, "label", splits), [*splits.notes]

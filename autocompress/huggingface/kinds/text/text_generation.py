@@ -24,6 +24,15 @@ from autocompress.task.outputs import IGNORED
 
 COLUMNS = ("text",)
 WINDOW = 512  # tokens of a window, if the model takes as many
+# Families that compute one token after the other. Their programs, and so their files, have a step
+# for each token: one length, and a size and a time of export that grow with it.
+STEPWISE = frozenset(
+    {
+        *("falcon_mamba", "jamba", "mamba", "minimax", "olmo_hybrid", "qwen3_5", "qwen3_next"),
+        *("recurrent_gemma", "rwkv", "xlstm", "zamba"),
+    }
+)
+STEPS = 64  # tokens of a window of these
 TOKENS = "tokens"
 
 
@@ -45,9 +54,17 @@ def text_generation(folder: ModelFolder, options: Options) -> Parts:
     model = load_model(folder, "AutoModelForCausalLM")
     tokenizer = load_tokenizer(folder, model)
     encoder = Encoder.of(folder, tokenizer, model, options)
-    length = min(options.max_length or WINDOW, encoder.limit or WINDOW)
-    splits = read_splits(options, _windows(tokenizer, columns, max(2, length)))
+    family = folder.config.get_text_config().model_type.removesuffix("_text")
+    stepwise = family in STEPWISE
+    usual = STEPS if stepwise else WINDOW
+    length = max(2, min(options.max_length or usual, encoder.limit or usual))
+    splits = read_splits(options, _windows(tokenizer, columns, length, 1.0 if stepwise else 0.5))
     notes = [*splits.notes]
+    if stepwise:
+        notes.append(
+            f"model: {family} computes one token after the other, so a file takes texts of one "
+            f"length and has a step per token: windows of {length} tokens (--max-length N)"
+        )
     if _begin(tokenizer):
         notes.append(f"data: each window begins with {tokenizer.bos_token}")
     words = folder.config.get_text_config().vocab_size
@@ -77,12 +94,12 @@ def _sample(encoder: Encoder, tokens: list[int]) -> Sample:
 
 
 def _windows(
-    tokenizer: Any, columns: Columns, length: int
+    tokenizer: Any, columns: Columns, length: int, least: float
 ) -> Callable[[list[Record]], list[Record]]:
     """Return the function that turns the texts of a file into windows of tokens.
 
     Each window begins with the token that the tokenizer puts at the begin of a text, if it has
-    one. The last window is left out if it is shorter than half of the others.
+    one. The last window is left out if it is shorter than the share `least` of the others.
     """
 
     def cut(records: list[Record]) -> list[Record]:
@@ -95,7 +112,7 @@ def _windows(
         begin = _begin(tokenizer)
         step = length - len(begin)
         windows = [begin + tokens[at : at + step] for at in range(0, len(tokens), step)]
-        if len(windows) > 1 and len(windows[-1]) < length / 2:
+        if len(windows) > 1 and len(windows[-1]) < length * least:
             windows.pop()
         if not windows or len(windows[0]) < 2:
             raise TaskError(f"{records[0].place}: holds fewer than 2 tokens; give more text")

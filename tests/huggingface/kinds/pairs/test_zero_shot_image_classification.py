@@ -238,3 +238,59 @@ def test_folders_of_splits_are_no_classes(
     task = ac.from_pretrained(folder, data=tmp_path / "photos", columns={"label": "label"})
     targets = [target for _, batch in task.validation for target in batch]
     assert sorted(targets) == ["w0"] * 4 + ["w1"] * 4
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+WORDS_OF = {
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "max_position_embeddings": 64,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize("family", ["Blip", "ChineseCLIP", "AltCLIP", "CLIPSeg", "MetaClip2"])
+def test_families_with_other_names_of_the_table_of_tokens(
+    family: str, pictures: list[Path], tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    more = {"Blip": {"encoder_hidden_size": 32}, "AltCLIP": {"project_dim": 16}}.get(family, {})
+    config = getattr(transformers, f"{family}Config")(
+        text_config={**SIZES, **WORDS_OF, **more},
+        vision_config={"image_size": 16, "patch_size": 4, **SIZES},
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    folder = save(tmp_path / "model", model, tokenizer(), processor, spread=6.0)
+    captions = texts(8, 3, 9)
+    rows = [{"image": str(f), "caption": c} for f, c in zip(pictures, captions, strict=False)]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=8)
+    inputs, _ = next(iter(task.validation))
+    with torch.no_grad():
+        found = {
+            tokenizer().decode(ids, skip_special_tokens=True): pair
+            for ids, pair in zip(
+                inputs["input_ids"], task.model(**inputs)["embeddings"], strict=True
+            )
+        }
+    read = AutoImageProcessor.from_pretrained(folder)
+    for file, caption in zip(pictures, captions, strict=False):
+        pixels = read(images=[images.open(file)], return_tensors="pt")
+        words = tokenizer()(caption, return_tensors="pt")
+        with torch.no_grad():
+            result = model(**pixels, **words)
+        expected = torch.stack([result.image_embeds[0], result.text_embeds[0]])
+        torch.testing.assert_close(found[caption], expected, atol=1e-5, rtol=1e-4)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import autocompress as ac
 from autocompress.errors import TaskError
+from autocompress.huggingface.models.sentence import POOLINGS, _pooled
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.prepare import prepared
 
@@ -223,11 +224,66 @@ def test_without_scores_the_float_model_answers(tmp_path: Path) -> None:
     assert list(ready.first_batch[0]) == ["input_ids", "attention_mask"]
 
 
+# By hand, of the states of one text without padding.
+POOLED = {
+    "pooling_mode_max_tokens": lambda states: states.max(0).values,
+    "pooling_mode_mean_sqrt_len_tokens": lambda states: states.sum(0) / len(states) ** 0.5,
+    "pooling_mode_weightedmean_tokens": lambda states: (
+        sum(i * state for i, state in enumerate(states, 1)) / sum(range(len(states) + 1))
+    ),
+    "pooling_mode_lasttoken": lambda states: states[-1],
+}
+
+
+@pytest.mark.parametrize("mode", POOLED)
+def test_further_poolings(mode: str, tmp_path: Path) -> None:
+    rows = texts(9)
+    folder = encoder(tmp_path / "m", {mode: True, "pooling_mode_mean_tokens": False})
+    _, outputs = embedded(folder, tmp_path, rows)
+    expected = torch.stack([POOLED[mode](hidden(folder, text)) for text in rows])
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"pooling_mode": ["cls", "mean", "lasttoken"]},
+        {  # sentence-transformers joins by its own order, not by that of the file
+            "pooling_mode_lasttoken": True,
+            "pooling_mode_mean_tokens": True,
+            "pooling_mode_cls_token": True,
+        },
+    ],
+)
+def test_joined_poolings(pooling: dict[str, Any], tmp_path: Path) -> None:
+    rows = texts(9)
+    folder = encoder(tmp_path / "m", pooling)
+    task, outputs = embedded(folder, tmp_path, rows)
+    states = [hidden(folder, text) for text in rows]
+    expected = torch.stack([torch.cat([s[0], s.mean(0), s[-1]]) for s in states])
+    torch.testing.assert_close(outputs, expected, atol=1e-5, rtol=1e-4)
+    assert (
+        "model: embeddings are those of the first token, then the mean of the tokens, then those "
+        "of the last token"
+    ) in task.notes
+
+
+def test_padding_before_the_text() -> None:
+    """Tokenizers of decoders, such as Qwen3-Embedding's, fill up at the begin."""
+    tokens = torch.randn(1, 3, 5)
+    mask = torch.ones(1, 3, dtype=torch.long)
+    filled = torch.cat([torch.randn(1, 2, 5), tokens], 1)
+    before = torch.cat([torch.zeros(1, 2, dtype=torch.long), mask], 1)
+    for pooling in set(POOLINGS) - {"cls", "weightedmean"}:
+        found = _pooled(pooling, filled, before)
+        torch.testing.assert_close(found, _pooled(pooling, tokens, mask))
+
+
 def test_poolings_that_are_not_supported(tmp_path: Path) -> None:
     data = write_jsonl(tmp_path / "dev.jsonl", [{"text": text} for text in texts(12)])
-    folder = encoder(tmp_path / "max", {"pooling_mode_max_tokens": True})
+    folder = encoder(tmp_path / "own", {"pooling_mode": "attention"})
     with pytest.raises(
-        TaskError, match=r"pooling pooling_mode_max_tokens is not supported; there are mean and cls"
+        TaskError, match=r"pooling attention is not supported; there are cls, max, mean, mean_sqrt"
     ):
         ac.from_pretrained(folder, validation=data)
     folder = encoder(tmp_path / "lstm", {"pooling_mode": "mean"}, "LSTM")

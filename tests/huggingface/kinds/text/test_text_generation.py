@@ -67,6 +67,40 @@ def test_perplexity_of_windows(folder: Path, tmp_path: Path) -> None:
     assert f"data: perplexity is of {both}" in task.notes
 
 
+STEPWISE = {
+    "Mamba": {"state_size": 4, "conv_kernel": 3},
+    "FalconMamba": {"state_size": 4, "conv_kernel": 3},
+    "Rwkv": {"attention_hidden_size": 32, "context_length": 128},
+}
+
+
+@pytest.mark.parametrize("family", STEPWISE)
+def test_windows_of_models_that_compute_step_by_step_have_one_length(
+    family: str, tmp_path: Path
+) -> None:
+    """A file of these has one length: a shorter last window would not fit."""
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(SPECIAL) + len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        **STEPWISE[family],
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    place = save(tmp_path / "model", model, tokenizer())
+    words = " ".join(texts(40)).split()[: 64 * 4 + 60]
+    (tmp_path / "plays.txt").write_text(" ".join(words))
+    data = tmp_path / "plays.txt"
+    name = config.model_type
+    for limit, length, count in ((None, 64, 4), (10, 10, 31)):
+        task = ac.from_pretrained(place, validation=data, test=data, max_length=limit)
+        batches = [inputs["input_ids"] for inputs, _ in task.validation]
+        assert {batch.shape[1] for batch in batches} == {length}
+        assert sum(map(len, batches)) == count
+        (line,) = (note for note in task.notes if "one token after the other" in note)
+        assert line.startswith(f"model: {name} computes one token after the other")
+        assert line.endswith(f"windows of {length} tokens (--max-length N)")
+
+
 def test_blank_lines_of_a_plain_file_are_part_of_the_text(tmp_path: Path) -> None:
     lines = texts(8)
     written = "\n".join([lines[0], "", "", *lines[1:4], "", *lines[4:]])
