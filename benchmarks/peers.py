@@ -16,6 +16,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -135,10 +136,12 @@ def judge(rows: Sequence[Row], loaded: Loaded, samples: int, rounds: int) -> Non
 
 def searched(loaded: Loaded, folder: Path, minutes: float) -> Path:
     """Return the folder of a search, started as a user starts it where there is none yet."""
-    if not (folder / "run" / "front.json").exists():
+    run = folder / "run"
+    if not (run / RUN_FILE).exists() or not json.loads((run / RUN_FILE).read_text()).get("seconds"):
+        shutil.rmtree(folder, ignore_errors=True)  # a search that was stopped had another time
         options = ["--trials", str(MANY), *loaded.options]
         said("search", search(HERE.parent, folder, loaded.spec, 60 * minutes, options))
-    return folder / "run"
+    return run
 
 
 def measure(name: str, folder: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,6 @@ pytestmark = pytest.mark.slow
 SPACE = {"modules": [{"match": "*", "weight_bits": [3, 4, 6, 8], "rank_ratio": [0.5, 1.0]}]}
 LEASE_S = 6.0  # so that a killed search is soon known to be dead
 SLOW_PROBES = str(Path(__file__).with_name("slow_probes.py"))
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
-    """Start processes, which end with the test, whether it passes or not."""
-    running: list[subprocess.Popen] = []
-
-    def started(command: list[str]) -> subprocess.Popen:
-        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        return running[-1]
-
-    yield started
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def slowly(pause_s: float, others: int, *command: str) -> list[str]:

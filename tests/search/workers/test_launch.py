@@ -86,22 +86,6 @@ def server() -> Iterator[Server]:
         made.stop()
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
-    """Starts processes, which end with the test, whether it passes or not."""
-    running: list[subprocess.Popen] = []
-
-    def started(command: list[str]) -> subprocess.Popen:
-        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-        return running[-1]
-
-    yield started
-    for process in running:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
 def search(
     spec: str, folder: Path, trials: int, *more: str, pause: float = 0.0, workers: int = 1
 ) -> list[str]:
