@@ -74,6 +74,7 @@ TESTED_ELSEWHERE = {
     "cli/folder_options.py": "huggingface/test_command_line.py gives all options",
     "cli/shared_options.py": "cli/test_arguments.py parses the options of all commands",
     "cli/values.py": "cli/test_arguments.py parses values of options",
+    "export/genai/towers/parts.py": "export/genai/towers/test_sounds.py joins two graphs",
     "export/litert/parts.py": "export/litert/test_check.py counts the bytes of modules",
     "export/litert/translator.py": "export/litert/test_translate.py translates whole graphs",
     "export/litert/values.py": "export/litert/operators/test_shapes.py reads both layouts",
@@ -103,6 +104,7 @@ TESTED_ELSEWHERE = {
     "huggingface/models/detections.py": "huggingface/kinds/vision/test_object_detection.py finds",
     "huggingface/models/dual.py": "huggingface/kinds/pairs/"
     "test_zero_shot_image_classification.py embeds pairs",
+    "huggingface/models/hearing.py": "huggingface/kinds/sound/test_transcription.py decodes",
     "huggingface/models/prompts.py": "huggingface/kinds/text/test_embeddings.py gives prompts",
     "huggingface/models/questions.py": "huggingface/kinds/pairs/"
     "test_visual_question_answering.py asks",

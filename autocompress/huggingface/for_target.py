@@ -28,4 +28,7 @@ def check_target(spec: str, arguments: Mapping[str, Any], target: Target) -> Non
         return
     trust = bool(arguments.get("trust_remote_code"))
     opened = open_folder(Options(spec, task=arguments.get("task"), trust_remote_code=trust))
-    check_folder_kind(target, opened.task, [opened.architecture] if opened.architecture else [])
+    config = {**opened.config.to_dict(), "architectures": [opened.architecture]}
+    if not opened.architecture:
+        del config["architectures"]
+    check_folder_kind(target, opened.task, config)

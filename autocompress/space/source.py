@@ -20,7 +20,8 @@ from autocompress.targets.phases import DECODE
 SHIPPED = files("autocompress.space") / "examples"
 DEFAULT = "default"
 # Default spaces of Hugging Face tasks that have one of their own.
-DEFAULTS = {"text-generation": "language", "image-text-to-text": "language"}
+LANGUAGE = "language"
+DEFAULTS = {"text-generation": LANGUAGE, "image-text-to-text": LANGUAGE}
 GENERATION = "generation"  # that of decoders with a cache, where the time of a token decides
 
 
@@ -37,8 +38,8 @@ def default_space(pipeline: str | None, phase: str = "") -> str:
         pipeline: name of the Hugging Face task, None for tasks of another origin.
         phase: `Target.phase`, the latency that decides for decoders with a cache.
     """
-    if phase == DECODE:
-        return GENERATION
+    if phase:
+        return GENERATION if phase == DECODE else LANGUAGE
     return DEFAULT if pipeline is None else DEFAULTS.get(pipeline, DEFAULT)
 
 

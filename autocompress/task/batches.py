@@ -26,7 +26,10 @@ Batches = Iterable[tuple[Inputs, Any]]
 NARROWED = (torch.float16, torch.bfloat16, torch.float64)  # searched as float32 copies
 ONNX_TYPES = {"float32": "float", "float64": "double"}  # others have the same names
 MASK = "attention_mask"
-CACHE = "past_key_values."  # what names of a file's inputs for keys and values begin with
+# What names of a file's inputs and outputs for keys and values begin with.
+CACHE, PRESENT = "past_key_values.", "present."
+# Name of a free number of samples in such inputs: 0 where a file reads what the cache would hold.
+UNREAD = "samples of a cache"
 NO_BFLOAT16 = "which a file of a float32 model does not take; nearest: float32"
 
 
@@ -152,7 +155,8 @@ def cache_feed(
     """
     generator, feed = np.random.default_rng(0), {}
     for name, shape in shapes.items():
-        free = [samples, *[tokens] * (len(shape) - 1)]
+        first = samples if tokens or shape[0] != UNREAD else 0
+        free = [first, *[tokens] * (len(shape) - 1)]
         sizes = [size if isinstance(size, int) else free[i] for i, size in enumerate(shape)]
         feed[name] = generator.standard_normal(sizes, dtype=np.float32)
     return feed

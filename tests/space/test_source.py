@@ -83,6 +83,8 @@ def test_packages_have_a_default_space_of_their_own_where_a_token_decides() -> N
     task = "text-generation"
     assert default_space(task) == default_space(task, "prefill") == "language"
     assert default_space(task, "decode") == "generation"
+    speech = "automatic-speech-recognition"
+    assert default_space(speech, "mix:0.5") == "language" != default_space(speech)
     wanted = read_space("generation")[1]
     assert read_space(None, task, "decode") == ("space generation", wanted)
     limits = {"constraints": {"max_size": "20%"}}

@@ -75,7 +75,10 @@ class Built(NamedTuple):
 
 @contextmanager
 def built(
-    model: nn.Module, known: Pretrained, config: Mapping[str, Any] | None = None
+    model: nn.Module,
+    known: Pretrained,
+    config: Mapping[str, Any] | None = None,
+    file: str = "model.onnx",
 ) -> Iterator[Built]:
     """Give the builder's float graph of an architecture, and the files that belong to it.
 
@@ -86,6 +89,7 @@ def built(
         model: its parameters have the names and shapes of those in the folder.
         known: the folder, which has the config and the tokenizer.
         config: of the model if it is a part of that in the folder; None takes the folder's.
+        file: name of the graph among those that the builder writes.
 
     Yields:
         The graph, with random numbers as weights.
@@ -105,7 +109,7 @@ def built(
         (place / MODEL_CONFIG).write_text(written)
         noise = write_noise(model, place / "model.safetensors")
         _run(place, out, Path(folder) / "cache")
-        proto = onnx.load(out / "model.onnx", load_external_data=False)
+        proto = onnx.load(out / file, load_external_data=False)
         paper = (out / CONFIG).read_text()
         _name_head_size(proto, int(json.loads(paper)["model"]["decoder"]["head_size"]))
         yield Built(proto, {CONFIG: paper}, noise, out)

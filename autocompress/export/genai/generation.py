@@ -14,14 +14,23 @@ from torch import Tensor, nn
 from autocompress.errors import NotComputableError
 from autocompress.export.genai.builder import CONFIG
 from autocompress.export.genai.package import PART
-from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN, next_token, unpadded
+from autocompress.export.genai.phases import (
+    MEDIA,
+    PIXELS,
+    SOUND,
+    TOKENS,
+    WRITTEN,
+    next_token,
+    unpadded,
+)
+from autocompress.export.genai.towers.sounds import HEARD
 from autocompress.results.files import read_json
-from autocompress.task.batches import CACHE, MASK, Inputs, to_device
+from autocompress.task.batches import CACHE, MASK, PRESENT, Inputs, to_device
 from autocompress.task.calls import call_model
 
-PRESENT = "present."  # what names of a file's outputs for keys and values begin with
 LENGTH = 16  # generated tokens
 PROMPT = 16  # most tokens of the prompt
+BEGIN = 4  # tokens of a transcript: what begins it, its language, the task, no times
 # Largest lead of the simulation's best token over the generated one, in root mean squares of the
 # differences between the logits of the file and of the simulation. The file's own best token may
 # have any.
@@ -56,7 +65,7 @@ def greedy_tokens(
     folder: Path,
     prompt: list[int],
     count: int = LENGTH,
-    pixels: NDArray[np.float32] | None = None,
+    media: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[int]:
     """Generate the most probable tokens behind a prompt with onnxruntime-genai.
 
@@ -64,7 +73,8 @@ def greedy_tokens(
         folder: the package.
         prompt: tokens.
         count: most tokens to generate.
-        pixels: (1, ...) the picture of the prompt; None for language models.
+        media: (1, ...) the picture or sound of the prompt by the name of its input; None for
+            language models.
 
     Returns:
         The tokens, up to one that ends a text.
@@ -75,14 +85,16 @@ def greedy_tokens(
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(**GREEDY, max_length=len(prompt) + count)
     generator = genai.Generator(model, parameters)
-    if pixels is None:
+    if not media:
         generator.append_tokens(np.array([prompt], np.int32))
     else:
-        parts = prompt.count(read_json(folder / CONFIG)["model"][PART])
         named = genai.NamedTensors()
         named[TOKENS] = genai.Tensor(np.array([prompt], np.int32))
-        named[PIXELS] = genai.Tensor(np.ascontiguousarray(pixels))
-        named["num_image_tokens"] = genai.Tensor(np.array([parts]))
+        for name, array in media.items():
+            named[HEARD if name == SOUND else name] = genai.Tensor(np.ascontiguousarray(array))
+        if PIXELS in media:
+            parts = prompt.count(read_json(folder / CONFIG)["model"][PART])
+            named["num_image_tokens"] = genai.Tensor(np.array([parts]))
         generator.set_inputs(named)
     tokens: list[int] = []
     while not generator.is_done() and len(tokens) < count:
@@ -118,12 +130,9 @@ def check_generation(
     whole = unpadded(inputs)
     assert isinstance(inputs, Mapping)
     assert isinstance(whole, Mapping)
-    prompt = [int(token) for token in whole[TOKENS][0][:PROMPT]]
-    if PIXELS in whole:  # a prompt has all parts of its picture
-        shown = whole[TOKENS][0][whole[MASK][0].bool()]
-        prompt = [*map(int, shown), int(whole[WRITTEN][0, 0])]
-    pixels = whole[PIXELS][:1].cpu().numpy() if PIXELS in whole else None
-    tokens = greedy_tokens(folder, prompt, pixels=pixels)
+    prompt = _prompt(whole)
+    media = {name: whole[name][:1].cpu().numpy() for name in MEDIA if name in whole}
+    tokens = greedy_tokens(folder, prompt, media=media)
     read = torch.tensor([[*prompt, *tokens[:-1]]])
     simulated = _logits(model, _batch(whole, read, len(prompt), len(tokens)))[0, -len(tokens) :]
     written = _step_by_step(session, whole, read, len(prompt), feed)
@@ -144,6 +153,18 @@ def check_generation(
     return Generated(equal, len(tokens), float(leads[worst]))
 
 
+def _prompt(inputs: Mapping[str, Tensor]) -> list[int]:
+    """Return the tokens behind which a package writes, those of the first sample."""
+    if SOUND in inputs:
+        shown = inputs[WRITTEN][0, :BEGIN]
+    elif PIXELS in inputs:  # a prompt has all parts of its picture
+        parts = (inputs[TOKENS][0][inputs[MASK][0].bool()], inputs[WRITTEN][0, :1])
+        shown = torch.cat(parts)
+    else:
+        shown = inputs[TOKENS][0, :PROMPT]
+    return [int(token) for token in shown]
+
+
 def _batch(
     inputs: Mapping[str, Tensor], read: Tensor, prompt: int, written: int
 ) -> dict[str, Tensor]:
@@ -156,6 +177,8 @@ def _batch(
         written: number of tokens to predict.
     """
     text = read[:, : prompt + written - 1]
+    if SOUND in inputs:
+        return {SOUND: inputs[SOUND][:1], WRITTEN: text}
     before = text[:, : prompt - 1] if WRITTEN in inputs else text
     batch = {TOKENS: before, MASK: torch.ones_like(before), WRITTEN: text[:, prompt - 1 :]}
     if PIXELS in inputs:

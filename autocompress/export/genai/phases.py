@@ -20,8 +20,9 @@ from autocompress.task.batches import MASK, Inputs, cache_feed, map_inputs
 
 Feed = Mapping[str, NDArray[Any]]
 # Names of inputs. Where a model takes WRITTEN, TOKENS are those before it, and a text has both.
-TOKENS, WRITTEN, PIXELS = "input_ids", "decoder_input_ids", "pixel_values"
-OF_PICTURES = ("vision", "projector")  # towers
+TOKENS, WRITTEN = "input_ids", "decoder_input_ids"
+PIXELS, SOUND = MEDIA = ("pixel_values", "input_features")
+READ_ONCE = ("vision", "audio", "projector")  # towers
 
 
 def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
@@ -31,8 +32,9 @@ def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
         lowered: the float graph.
         inputs: of the model, in its own structure.
         phase: "prefill" reads all tokens of `inputs` with an empty cache. "decode" reads the last
-            one behind a cache of as many tokens as `inputs` has. "mix:SHARE" does both: its time is
-            that of a token, of which the share is part of a prompt. "" for graphs without a cache.
+            one behind a cache of as many tokens as `inputs` has, of sounds one less. "mix:SHARE"
+            does both: its time is that of a token, of which the share is part of a prompt. "" for
+            graphs without a cache.
 
     Returns:
         Arrays by input name of the graph.
@@ -46,28 +48,30 @@ def phase_feed(lowered: LoweredModel, inputs: Inputs, phase: str) -> Feed:
     feed = lowered.feed(inputs)
     if phase != DECODE:
         return feed
-    samples, tokens = feed[TOKENS].shape[0], _length(feed)
+    samples, tokens = len(feed[WRITTEN if WRITTEN in feed else TOKENS]), _length(feed)
     if WRITTEN in feed:
         decoded = next_token(feed, feed[WRITTEN][:, -1:], tokens)
     else:
         decoded = {TOKENS: feed[TOKENS][:, -1:], MASK: np.ones((samples, tokens + 1), np.int64)}
+    if SOUND in feed:  # its last token is read; tables of positions end with the longest text
+        tokens = max(1, tokens - 1)
     return {**feed, **decoded, **cache_feed(lowered.caches, samples, tokens)}
 
 
 def next_token(feed: Feed, token: NDArray[Any], tokens: int) -> Feed:
-    """Return what a model that reads pictures takes for a token behind a cache: no picture.
+    """Return what a model that sees or hears takes for a token behind a cache: no picture or sound.
 
     Args:
         feed: of its prompt.
         token: (n, 1).
         tokens: that the cache has.
     """
-    return {
-        TOKENS: feed[TOKENS][:, :0],
-        MASK: np.ones((len(token), tokens), np.int64),
-        WRITTEN: token,
-        PIXELS: feed[PIXELS][:0],
-    }
+    following: dict[str, NDArray[Any]] = {WRITTEN: token}
+    following |= {name: feed[name][:0] for name in MEDIA if name in feed}
+    if TOKENS in feed:
+        following[TOKENS] = feed[TOKENS][:, :0]
+        following[MASK] = np.ones((len(token), tokens), np.int64)
+    return following
 
 
 def _length(inputs: Mapping[str, Any]) -> int:
@@ -101,10 +105,11 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
     if phase in ("", PREFILL) or not isinstance(inputs, Mapping):
         return module_map
     tokens, modules = _length(inputs), []
+    has_media = any(name in inputs for name in MEDIA)
     for module in module_map:
         positions, macs = max(1, module.positions // tokens), module.macs // tokens
-        if phase == DECODE and PIXELS in inputs and module.tower in OF_PICTURES:
-            positions, macs = 1, 0  # a picture is part of a prompt
+        if phase == DECODE and has_media and module.tower in READ_ONCE:
+            positions, macs = 1, 0  # a picture or sound is part of a prompt
         modules.append(replace(module, positions=positions, macs=macs))
     return replace(module_map, modules=tuple(modules), total_macs=module_map.total_macs // tokens)
 

@@ -18,10 +18,11 @@ from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, set_aside
 from autocompress.export.genai.builder import CONFIG, MODEL_CONFIG, built, known_architectures
 from autocompress.export.genai.naming import with_model_names
-from autocompress.export.genai.package import with_towers
-from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN
-from autocompress.export.genai.pictures import join_towers
+from autocompress.export.genai.package import with_sounds, with_towers
+from autocompress.export.genai.phases import PIXELS, SOUND, TOKENS, WRITTEN
 from autocompress.export.genai.rotary import compute_tables
+from autocompress.export.genai.towers.pictures import join_towers
+from autocompress.export.genai.towers.sounds import join_sounds
 from autocompress.results.files import read_json
 from autocompress.targets.phases import PHASES
 from autocompress.targets.runtime import EXAMPLE
@@ -29,8 +30,9 @@ from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
 from autocompress.task.task import Pretrained, Task
 
-FORMAT = "2"  # part of every key; raised when graphs are made in another way
+FORMAT = "3"  # part of every key; raised when graphs are made in another way
 KIND, OF_PICTURES = "text-generation", "image-text-to-text"
+OF_SOUNDS = "automatic-speech-recognition"
 # Models that read pictures and whose decoders are those of language models: causal, and with one
 # position per token.
 READERS = (
@@ -38,6 +40,9 @@ READERS = (
     "Idefics3ForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
 )
+HEARERS = ("WhisperForConditionalGeneration",)  # models of sounds that the builder has code for
+MEDIA = {OF_PICTURES: ("read pictures", READERS), OF_SOUNDS: ("hear", HEARERS)}
+POSITIONS = 1500  # states of a sound, which onnxruntime-genai takes for Whisper
 
 
 @runtime_checkable
@@ -51,6 +56,17 @@ class ReadsPictures(Protocol):
 
     def decoder(self) -> tuple[nn.Module, dict[str, Any]]:
         """Return the language model, with the names and the config of one of its own."""
+
+
+@runtime_checkable
+class HearsSounds(Protocol):
+    """Say what a model that writes about a sound must tell of its parts."""
+
+    def sounds(self) -> nn.Module:
+        """Return what computes the states of a sound, then keys and values for each layer."""
+
+    def writer(self) -> nn.Module:
+        """Return the whole model, whose parameters have the names of the folder."""
 
 
 @dataclass(frozen=True)
@@ -84,18 +100,7 @@ class DecoderSource:
             ExportError: the builder does not take the model, or its graph lacks a parameter or
                 has further inputs.
         """
-        decoder, config = self._decoder(model)
-        own = {id(parameter): name for name, parameter in model.named_parameters()}
-        names = {name: own[id(parameter)] for name, parameter in decoder.named_parameters()}
-        with built(decoder, self.known, config) as made:
-            _check_inputs(made.proto)
-            noise = {names[name]: numbers for name, numbers in made.noise.items()}
-            proto = with_model_names(made.proto, noise, made.array_of)
-            compute_tables(proto)
-            papers = made.papers
-        if self.has_pictures and isinstance(model, ReadsPictures):
-            self._join(model, proto, names)
-            papers = {CONFIG: with_towers(papers[CONFIG], model.picture_token)}
+        proto, papers = self._of_sounds(model) if self.has_sounds else self._of_texts(model)
         weights, parameters = {}, dict(model.named_parameters())
         for tensor in proto.graph.initializer:
             weight = parameters.get(tensor.name)
@@ -115,35 +120,76 @@ class DecoderSource:
         """Return True for a model that reads pictures too."""
         return self.known.task == OF_PICTURES
 
+    @property
+    def has_sounds(self) -> bool:
+        """Return True for a model that writes down sounds."""
+        return self.known.task == OF_SOUNDS
+
+    def _of_texts(self, model: nn.Module) -> tuple[ModelProto, dict[str, str]]:
+        """Return the graph of a model that reads texts, and pictures in them, and its papers."""
+        decoder, config = self._decoder(model)
+        names = _names(model, decoder)
+        with built(decoder, self.known, config) as made:
+            _check_inputs(made.proto, (TOKENS, MASK))
+            noise = {names[name]: numbers for name, numbers in made.noise.items()}
+            proto = with_model_names(made.proto, noise, made.array_of)
+            compute_tables(proto)
+            papers = made.papers
+        if self.has_pictures and isinstance(model, ReadsPictures):
+            self._join(model, proto, names)
+            papers = {CONFIG: with_towers(papers[CONFIG], model.picture_token)}
+        return proto, papers
+
+    def _of_sounds(self, model: nn.Module) -> tuple[ModelProto, dict[str, str]]:
+        """Return the graph of a model with an encoder of sounds, and its papers."""
+        assert isinstance(self.inputs, Mapping)
+        if not isinstance(model, HearsSounds):
+            raise _own_code("sounds")
+        heard = export_float(model.sounds(), {SOUND: self.inputs[SOUND]})
+        _check_free(heard, "sounds")
+        known = {tensor.name for tensor in heard.proto.graph.initializer}
+        whole = model.writer()
+        names = _names(model, whole)
+        # Its encoder is not taken. The builder reads a layer of the decoder for each of its layers.
+        config = read_json(Path(self.known.folder) / MODEL_CONFIG)
+        config |= {"encoder_layers": 1, "num_hidden_layers": 1}  # two names of one number
+        with built(whole, self.known, config, "decoder.onnx") as made:
+            noise = {names[name]: numbers for name, numbers in made.noise.items()}
+            noise = {name: numbers for name, numbers in noise.items() if name not in known}
+            proto = with_model_names(made.proto, noise, made.array_of)
+            papers = made.papers
+        join_sounds(heard.proto, proto, model.state_dict())
+        _check_inputs(proto, (SOUND, WRITTEN))
+        return proto, {CONFIG: with_sounds(papers[CONFIG])}
+
     def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
         """Return the language model and its config; None where that is the folder's."""
         if not self.has_pictures:
             return model, None
         if not isinstance(model, ReadsPictures):
-            raise ExportError(
-                "export: packages of pictures are made of models whose modules do what their "
-                "classes do, got one with hooks or forwards of its own; nearest: --target "
-                "onnxruntime-cpu"
-            )
+            raise _own_code("pictures")
         return model.decoder()
 
     def _join(self, model: Any, proto: ModelProto, names: Mapping[str, str]) -> None:
         """Put the vision encoder before the graph of a decoder."""
         assert isinstance(self.inputs, Mapping)
         vision = export_float(model.vision(), {PIXELS: self.inputs[PIXELS]})
-        if not vision.dynamic_batch:
-            raise ExportError(
-                f"export: the number of pictures must be free: {'; '.join(vision.fixed)}; nearest: "
-                "--target onnxruntime-cpu"
-            )
+        _check_free(vision, "pictures")
         table = names["model.embed_tokens.weight"]
         head = names.get("lm_head.weight", table)  # one that is tied has one name
         join_towers(vision.proto, proto, table, head, model.picture_token, model.state_dict())
 
     def _note_sizes(self, proto: ModelProto) -> None:
         """Write the shapes of a decoded token into the graph's metadata, by input."""
-        samples, tokens = input_tensors(self.inputs)[0].shape
-        free = {TOKENS: [samples, 1], MASK: [samples, tokens + 1]}
+        free: dict[str, list[int]] = {}
+        if self.has_sounds:
+            assert isinstance(self.inputs, Mapping)
+            samples, tokens = self.inputs[WRITTEN].shape
+            tokens = max(1, tokens - 1)
+            free = {WRITTEN: [samples, 1], SOUND: [0, *self.inputs[SOUND].shape[1:]]}
+        else:
+            samples, tokens = input_tensors(self.inputs)[0].shape
+            free = {TOKENS: [samples, 1], MASK: [samples, tokens + 1]}
         if self.has_pictures:
             assert isinstance(self.inputs, Mapping)
             tokens += self.inputs[WRITTEN].shape[1]
@@ -157,25 +203,47 @@ class DecoderSource:
         proto.metadata_props.add(key=EXAMPLE, value=json.dumps(sizes))
 
 
-def _check_inputs(proto: ModelProto) -> None:
-    """Raise ExportError if a graph takes more than tokens, their mask and a cache."""
-    names = [value.name for value in proto.graph.input if not value.name.startswith(CACHE)]
-    others = [name for name in names if name not in (TOKENS, MASK)]
-    if others:
+def _names(model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """Return the names in the model by those in a part of it."""
+    own = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: own[id(parameter)] for name, parameter in part.named_parameters()}
+
+
+def _own_code(media: str) -> ExportError:
+    return ExportError(
+        f"export: packages of {media} are made of models whose modules do what their classes do, "
+        "got one with hooks or forwards of its own; nearest: --target onnxruntime-cpu"
+    )
+
+
+def _check_free(graph: FloatGraph, media: str) -> None:
+    """Raise ExportError if the graph of an encoder takes one number of samples only."""
+    if not graph.dynamic_batch:
         raise ExportError(
-            "export: graphs of onnxruntime-genai's model builder must take "
-            f"{TOKENS}, {MASK} and a cache alone, got the input {', '.join(others)}; nearest: "
+            f"export: the number of {media} must be free: {'; '.join(graph.fixed)}; nearest: "
             "--target onnxruntime-cpu"
         )
 
 
-def check_folder_kind(target: Target, kind: str, architectures: Sequence[str]) -> None:
+def _check_inputs(proto: ModelProto, known: Sequence[str]) -> None:
+    """Raise ExportError if a graph takes more than some inputs and a cache."""
+    names = [value.name for value in proto.graph.input if not value.name.startswith(CACHE)]
+    others = [name for name in names if name not in known]
+    if others:
+        raise ExportError(
+            "export: graphs of onnxruntime-genai's model builder must take "
+            f"{', '.join(known)} and a cache alone, got the input {', '.join(others)}; nearest: "
+            "--target onnxruntime-cpu"
+        )
+
+
+def check_folder_kind(target: Target, kind: str, config: Mapping[str, Any]) -> None:
     """Check that a target takes a model folder; nothing but its config needs to be read.
 
     Args:
         target: the runtime.
         kind: task of the folder.
-        architectures: that its config names.
+        config: content of its config.json.
 
     Raises:
         ExportError: the target is for decoders with a cache, and the folder holds none that the
@@ -183,14 +251,22 @@ def check_folder_kind(target: Target, kind: str, architectures: Sequence[str]) -
     """
     if not target.decoder:
         return
-    if kind == OF_PICTURES:
+    architectures = config.get("architectures") or []
+    if kind in MEDIA:
+        words, families = MEDIA[kind]
         for name in architectures[:1]:
-            if name not in READERS:
+            if name not in families:
                 raise ExportError(
-                    f"export: no decoder with a cache is known for {name} (of models that read "
-                    f"pictures there are {', '.join(READERS)}); nearest: --target onnxruntime-cpu, "
-                    "whose files have no cache"
+                    f"export: no decoder with a cache is known for {name} (of models that {words} "
+                    f"there are {', '.join(families)}); nearest: --target onnxruntime-cpu, whose "
+                    "files have no cache"
                 )
+        positions = config.get("max_source_positions", POSITIONS)
+        if kind == OF_SOUNDS and positions != POSITIONS:
+            raise ExportError(
+                f"export: onnxruntime-genai takes Whisper of max_source_positions {POSITIONS} "
+                f"(30 s), got {positions}; nearest: --target onnxruntime-cpu, which takes all"
+            )
         return
     if kind != KIND:
         raise _refused(target, f"the task {kind}")
@@ -221,8 +297,7 @@ def check_decoder(task: Task, target: Target) -> None:
     if task.student is not None or known is None:
         raise _refused(target, "no model folder" if task.student is None else "a student")
     config = Path(known.folder) / MODEL_CONFIG
-    names = read_json(config).get("architectures") if config.is_file() else None
-    check_folder_kind(target, known.task, names or [])
+    check_folder_kind(target, known.task, read_json(config) if config.is_file() else {})
     for name in task.latency_inputs:
         if name in (*PHASES, target.phase):
             raise TaskError(
@@ -233,8 +308,8 @@ def check_decoder(task: Task, target: Target) -> None:
 
 def _refused(target: Target, came: str) -> ExportError:
     return ExportError(
-        f"export: target {target.name} takes model folders of the tasks {KIND} and "
-        f"{OF_PICTURES}, got {came}; nearest: --target onnxruntime-cpu"
+        f"export: target {target.name} takes model folders of the tasks {KIND}, {OF_PICTURES} and "
+        f"{OF_SOUNDS}, got {came}; nearest: --target onnxruntime-cpu"
     )
 
 

@@ -34,6 +34,7 @@ def decoded_parts(
     options: Options,
     notes: Sequence[str] = (),
     starts: bool = False,
+    wrapped: Callable[[nn.Module], nn.Module] = DecodingModel,
 ) -> Parts:
     """Return the parts of a task that predicts the next token, by teacher forcing.
 
@@ -48,6 +49,7 @@ def decoded_parts(
         notes: further lines for the user.
         starts: True if the tokenizer may write the token that the decoder begins with; it is no
             target then.
+        wrapped: returns a model that gives the logits of the next tokens alone.
 
     Returns:
         The parts.
@@ -79,4 +81,4 @@ def decoded_parts(
         batches[split] = MediaBatches(
             records, reader(records), tokens, per_token, fitting, rows, encoder.padding
         )
-    return media_parts(DecodingModel(model), batches, OF_TOKENS, options, lines, columns, encoder)
+    return media_parts(wrapped(model), batches, OF_TOKENS, options, lines, columns, encoder)

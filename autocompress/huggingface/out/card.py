@@ -31,7 +31,7 @@ from autocompress.results.files import (
 )
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
-from autocompress.targets.device.sessions import VISION
+from autocompress.targets.device.sessions import TOWERS
 from autocompress.task.batches import CACHE
 from autocompress.task.source import DATA, PRETRAINED
 from autocompress.task.task import Pretrained
@@ -49,9 +49,8 @@ PACKAGE = (
     "a cache of keys and values. genai_config.json names its inputs and the tuned settings."
 )
 OF_TOWERS = (
-    "It runs a file per tower: `model.vision.onnx`, `model.embedding.onnx`, `model.decoder.onnx`. "
-    "`model.onnx` has all towers in one graph; the figures of this page were measured with it. All "
-    "of them read their weights from `model.onnx.data`."
+    "It runs a file per tower: FILES. `model.onnx` has all towers in one graph; the figures of "
+    "this page were measured with it. All of them read their weights from `model.onnx.data`."
 )
 ANSWERING = (
     "The file reads a picture and a prompt (`input_ids`, without its last token) and gives the "
@@ -150,7 +149,9 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
         shapes.append(f"`{name}` ({', '.join(map(str, shape))})")
     if any(name.startswith(CACHE) for name in facts.inputs):
         config = read_json(to / CONFIG)
-        lines = [PACKAGE, *([OF_TOWERS] if VISION in config["model"] else [])]
+        towers = [config["model"][name] for name in TOWERS if name in config["model"]]
+        files = ", ".join(f"`{tower['filename']}`" for tower in towers)
+        lines = [PACKAGE, *([OF_TOWERS.replace("FILES", files)] if len(towers) > 1 else [])]
         return [*lines, "", "In this folder:", *_code(program(config, input_lines(facts)))]
     lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
     if facts.task == "text-generation":

@@ -21,7 +21,9 @@ from autocompress.huggingface.out.lines import (
 from autocompress.huggingface.out.sound_words import has_known_length, sound_words
 from autocompress.targets.device.sessions import SessionSettings
 
-QUESTIONS = "image-text-to-text"
+QUESTIONS, SPEECH = "image-text-to-text", "automatic-speech-recognition"
+# Language, task and the token that asks for no times follow in texts of large models.
+TRANSCRIPT = "tokens = np.array([[START]], np.int32)  # begin a transcript"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 BILINEAR = 2  # of PIL
 
@@ -81,13 +83,20 @@ def runtime_lines(facts: Facts) -> list[str]:
 
 
 def input_lines(facts: Facts) -> list[str]:
-    """Return lines that make `inputs` of a picture and a question.
+    """Return lines that make `inputs` of a picture and a question, or of a sound.
 
     Args:
-        facts: of a folder of a model that answers questions about pictures.
+        facts: of a folder of a model that answers questions about pictures or writes down sounds.
+
+    Returns:
+        Of sounds also a line that makes `tokens`, which begin a transcript.
     """
-    lines = DECODED[QUESTIONS]
-    prepare = lines.prepare[: lines.prepare.index("ASKED") + 1]
+    lines = DECODED[SPEECH if facts.task == SPEECH else QUESTIONS]
+    prepare = lines.prepare
+    if facts.task == SPEECH:
+        prepare += (TRANSCRIPT.replace("START", _decoder_words(facts)["START"]),)
+    else:
+        prepare = prepare[: prepare.index("ASKED") + 1]
     made = [*_adapted(lines.load, facts, "np"), *_adapted(prepare, facts, "np")]
     return [*_imports(lines), *made]
 
@@ -258,7 +267,7 @@ def _asked(facts: Facts) -> str:
 
 def _beyond_optimum(facts: Facts) -> bool:
     """Return True if the file has an input that optimum's class of the task does not pass to it."""
-    if facts.task == "automatic-speech-recognition":
+    if facts.task == SPEECH:
         return set(facts.inputs) != {"input_values"}
     whisper = facts.config.get("model_type") == "whisper"
     return facts.task == "audio-classification" and "input_features" in facts.inputs and not whisper

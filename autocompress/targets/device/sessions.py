@@ -71,7 +71,7 @@ SMALL_BYTES = 1 << 24  # files from this size on are opened with care for memory
 LARGE_BYTES = 1 << 27  # files of which no second one is opened while memory can be saved
 DATA_SUFFIX = ".data"  # of the file with the weights of a graph, behind the name of the graph
 # Towers of a graph, whose files lie beside it and read the same weights.
-VISION, EMBEDDING, DECODER = TOWERS = ("vision", "embedding", "decoder")
+VISION, EMBEDDING, ENCODER, DECODER = TOWERS = ("vision", "embedding", "encoder", "decoder")
 EXTERNAL_BYTES = 1 << 20  # least weight that lies beside a written graph, or is mapped
 # Entry of ONNX Runtime: where the external data of a graph in memory lie.
 DATA_FOLDER = "session.model_external_initializers_file_folder_path"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autocompress.export.genai.package import program, with_towers, write_package
+from autocompress.export.genai.package import program, with_sounds, with_towers, write_package
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.task.task import Pretrained
 
@@ -52,6 +52,27 @@ def test_a_package_of_pictures_has_a_file_per_tower_and_its_processor(tmp_path: 
     lines = program(json.loads(text), ["inputs = {}"])
     assert lines[:2] == ("import onnxruntime_genai as genai", "inputs = {}")
     assert any("(tokens == 4).sum()" in line for line in lines)
+
+
+def test_a_package_of_sounds_has_two_files_and_settings_for_both(tmp_path: Path) -> None:
+    towers = {
+        name: {"session_options": {}, "inputs": {}, "outputs": {}}
+        for name in ("encoder", "decoder")
+    }
+    text = with_sounds(json.dumps({"model": {**towers, "context_length": 448}}))
+    write_package(tmp_path, {"genai_config.json": text}, None, SessionSettings(threads=2))
+    model = json.loads((tmp_path / "genai_config.json").read_text())["model"]
+    for name in towers:
+        assert model[name]["filename"] == f"model.{name}.onnx"
+        assert model[name]["session_options"]["intra_op_num_threads"] == 2
+    cross = model["encoder"]["outputs"]["cross_present_key_names"]
+    assert (
+        cross.replace("present", "past_key_values")
+        == (model["decoder"]["inputs"]["cross_past_key_names"])
+    )
+    lines = program(json.loads(text))
+    assert any("max_length=448" in line for line in lines)
+    assert not any("num_image_tokens" in line for line in lines)
 
 
 def test_other_files_need_none(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from autocompress.export.genai.phases import (
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.model.modules import CompressibleModule, ModuleMap
 from autocompress.targets.device.feeds import parts_of
+from autocompress.task.batches import UNREAD
 
 IDS = torch.arange(1, 8).view(1, 7)
 INPUTS = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
@@ -45,6 +46,26 @@ def test_a_token_has_a_cache_of_as_many_as_the_example() -> None:
     assert feed["attention_mask"].tolist() == [[1] * 8]
     assert feed[CACHE].shape == (1, 2, 7, 16)
     assert np.abs(feed[CACHE]).max() > 0, "zeros may be faster than numbers"
+
+
+def test_a_token_behind_a_sound_reads_none_and_has_its_keys() -> None:
+    written = torch.arange(1, 8).view(1, 7)
+    inputs = {"input_features": torch.rand(1, 4, 6), "decoder_input_ids": written}
+    shapes = {name: list(tensor.shape) for name, tensor in inputs.items()}
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    own, heard = "past_key_values.0.decoder.key", "past_key_values.0.encoder.key"
+    for name, sizes in ((own, ["b", 2, "past", 16]), (heard, [UNREAD, 2, 3, 16])):
+        values.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes))
+    proto = ModelProto(graph=helper.make_graph([], "decoder", values, []))
+    model = LoweredModel(proto, {}, tuple(inputs), True)
+    first, later = (phase_feed(model, inputs, phase) for phase in ("prefill", "decode"))
+    assert first["input_features"].shape == (1, 4, 6)
+    assert first[own].shape == (1, 2, 0, 16)
+    assert first[heard].shape == (0, 2, 3, 16)
+    assert later["decoder_input_ids"].tolist() == [[7]]
+    assert later["input_features"].shape == (0, 4, 6)
+    assert later[own].shape == (1, 2, 6, 16)  # of the tokens before it
+    assert later[heard].shape == (1, 2, 3, 16)
 
 
 def test_a_mix_has_the_inputs_of_both_per_token() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from autocompress.huggingface.data.columns import Columns
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.sounds import SoundReader, common_filling
@@ -10,6 +12,7 @@ from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.decoded import decoded_parts
 from autocompress.huggingface.kinds.parts import Parts
 from autocompress.huggingface.loading import load_model, load_processor
+from autocompress.huggingface.models.hearing import TOWERS, HearingModel
 from autocompress.huggingface.options import Options
 
 
@@ -37,4 +40,4 @@ def transcription(folder: ModelFolder, columns: Columns, options: Options) -> Pa
         return SoundReader(columns.need("audio", records), processor, filling)
 
     parts = (folder, model, splits, columns, "transcript", reader, options, notes)
-    return decoded_parts(*parts, starts=True)
+    return replace(decoded_parts(*parts, starts=True, wrapped=HearingModel), towers=TOWERS)

@@ -6,30 +6,27 @@ as one file. onnxruntime-genai runs its towers: vision encoder, embedding, decod
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from dataclasses import replace
 
-import numpy as np
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    helper,
-    numpy_helper,
-    shape_inference,
-)
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.parser import parse_graph
 
 from autocompress.errors import ExportError
 from autocompress.export.float_graph.subgraphs import reads, rename_values, value_names
 from autocompress.export.float_graph.towers import Tensor, Tower, note_towers
 from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN
+from autocompress.export.genai.towers.parts import (
+    allow_no_sample,
+    as_tensor,
+    declare_versions,
+    rename_encoder,
+    take_nodes,
+)
 from autocompress.targets.device.sessions import DECODER, EMBEDDING, VISION
 from autocompress.task.batches import CACHE, MASK
 
 FEATURES, EMBEDDINGS, LOGITS = "image_features", "inputs_embeds", "logits"
-OPSET = 21  # of the exporter; the builder writes 22, which only adds types to operators
 # Values between the towers: tokens without the padding between prompt and answer, their mask with
 # the tokens of the cache, and what the head reads.
 READ, SEEN, CHOSEN = "joined/tokens", "joined/mask", "joined/chosen"
@@ -112,8 +109,9 @@ def join_towers(
     """
     graph, vision = decoder.graph, ModelProto()
     vision.CopyFrom(pictures)
-    _allow_no_picture(vision)
-    _rename_pictures(vision.graph, weights)
+    allow_no_sample(vision)
+    ends = {vision.graph.output[0].name: FEATURES, vision.graph.input[0].name: PIXELS}
+    rename_encoder(vision.graph, "pictures", ends, weights)
     lookup, product = _lookup(graph, table), _product(graph, head)
     width = next(tensor.dims[1] for tensor in graph.initializer if tensor.name == table)
     hidden, words = product.input[0], lookup.output[0]
@@ -128,37 +126,10 @@ def join_towers(
             if name == words:
                 node.input[i] = EMBEDDINGS
     lookup.input[1], product.input[0] = own["known"], CHOSEN
-    nodes = _sorted((*vision.graph.node, *between.node, *graph.node), (vision.graph, graph))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in reads(node)}
-    graph.initializer.extend(one for one in vision.graph.initializer if one.name in used)
+    take_nodes(graph, vision.graph, between.node)
     _declare_inputs(graph, vision.graph)
-    _declare_versions(decoder, vision)
+    declare_versions(decoder, vision)
     note_towers(decoder, _towers(graph, width, hidden))
-
-
-def _allow_no_picture(pictures: ModelProto) -> None:
-    """Let the number of pictures be the size that each Reshape finds by itself.
-
-    ONNX Runtime finds no other size of tensors that are empty, as they are where a token is read
-    behind its picture.
-    """
-    inferred = shape_inference.infer_shapes(pictures, data_prop=True).graph.value_info
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in inferred}
-    for node in pictures.graph.node:
-        sizes = [size.dim_value for size in shapes.get(node.output[0], ())]
-        if node.op_type != "Reshape" or sizes.count(0) != 1:
-            continue
-        wanted = np.array([size or -1 for size in sizes], np.int64)
-        node.input[1] = f"{node.output[0]}/sizes"
-        pictures.graph.initializer.append(numpy_helper.from_array(wanted, node.input[1]))
-
-
-def _rename_pictures(graph: GraphProto, weights: Collection[str]) -> None:
-    """Rename all values but the input, the output and the weights, which the decoder may have."""
-    new = {name: f"pictures/{name}" for name in value_names(graph) if name not in weights}
-    rename_values(graph, {**new, graph.output[0].name: FEATURES, graph.input[0].name: PIXELS})
 
 
 def _lookup(graph: GraphProto, table: str) -> NodeProto:
@@ -184,28 +155,6 @@ def _product(graph: GraphProto, head: str) -> NodeProto:
     return next(node for node in products if turned in node.input)
 
 
-def _sorted(nodes: Sequence[NodeProto], graphs: Sequence[GraphProto]) -> list[NodeProto]:
-    """Return nodes such that each one comes behind those that it reads, and else in their order."""
-    waiting, made = {name for node in nodes for name in node.output}, set[str]()
-    ordered, left = list[NodeProto](), list(nodes)
-    while left:
-        later = []
-        for node in left:
-            if all(name in made or name not in waiting for name in reads(node)):
-                ordered.append(_copy(node))
-                made.update(node.output)
-            else:
-                later.append(node)
-        left = later
-    return ordered
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    return copy
-
-
 def _declare_inputs(graph: GraphProto, pictures: GraphProto) -> None:
     """Give the whole graph the inputs of the task's model, in its order, and the cache."""
     caches = [value for value in graph.input if value.name.startswith(CACHE)]
@@ -219,27 +168,17 @@ def _declare_inputs(graph: GraphProto, pictures: GraphProto) -> None:
     graph.input.extend(declared)
 
 
-def _declare_versions(whole: ModelProto, pictures: ModelProto) -> None:
-    """Name the operators' versions and the functions of both graphs."""
-    domains = {entry.domain: entry.version for entry in pictures.opset_import}
-    domains |= {entry.domain: entry.version for entry in whole.opset_import}
-    del whole.opset_import[:]
-    for domain, version in {**domains, "": OPSET}.items():
-        whole.opset_import.add(domain=domain, version=version)
-    whole.functions.extend(pictures.functions)
-
-
 def _towers(graph: GraphProto, width: int, hidden: str) -> tuple[Tower, ...]:
     """Return the parts that onnxruntime-genai runs, with the names that it gives their ends."""
     floats, integers = TensorProto.FLOAT, TensorProto.INT64
     known = {value.name: value for value in (*graph.input, *graph.output)}
-    pixels = _tensor(known[PIXELS])
+    pixels = as_tensor(known[PIXELS])
     features = Tensor(FEATURES, FEATURES, floats, ("parts", width))
     tokens = Tensor(READ, TOKENS, integers, ("batch", "length"))
     embeddings = Tensor(EMBEDDINGS, EMBEDDINGS, floats, ("batch", "length", width))
     mask = Tensor(SEEN, MASK, integers, ("batch", "all"))
-    caches = tuple(_tensor(known[name]) for name in known if name.startswith(CACHE))
-    outputs = tuple(_tensor(value) for value in graph.output)
+    caches = tuple(as_tensor(known[name]) for name in known if name.startswith(CACHE))
+    outputs = tuple(_of_last(as_tensor(value)) for value in graph.output)
     return (
         Tower(VISION, (pixels,), (features,)),
         Tower(EMBEDDING, (tokens, features), (embeddings,)),
@@ -247,10 +186,8 @@ def _towers(graph: GraphProto, width: int, hidden: str) -> tuple[Tower, ...]:
     )
 
 
-def _tensor(value: ValueInfoProto) -> Tensor:
-    """Return an input or output of the whole graph that a tower has too."""
-    kind = value.type.tensor_type
-    shape = tuple(size.dim_param or size.dim_value for size in kind.shape.dim)
-    if value.name == LOGITS:
-        shape = (shape[0], 1, shape[2])  # of the last token
-    return Tensor(value.name, value.name, kind.elem_type, shape)
+def _of_last(output: Tensor) -> Tensor:
+    """Return an output of a tower that computes the logits of the last token alone."""
+    if output.name != LOGITS:
+        return output
+    return replace(output, shape=(output.shape[0], 1, output.shape[2]))

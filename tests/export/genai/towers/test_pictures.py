@@ -164,4 +164,4 @@ def test_a_tied_table_lies_once_in_the_files_of_a_package(
 )
 def test_other_families_are_refused_before_data_are_read(name: str) -> None:
     with pytest.raises(ExportError, match=f"no decoder with a cache is known for {name}"):
-        check_folder_kind(find_target(TARGET), "image-text-to-text", [name])
+        check_folder_kind(find_target(TARGET), "image-text-to-text", {"architectures": [name]})
