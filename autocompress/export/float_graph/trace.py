@@ -254,12 +254,15 @@ def _program(
 
 
 def _drop_checks(program: torch.export.ExportedProgram) -> None:
-    """Drop in place what the program only checks while it runs."""
+    """Drop in place what the program only checks while it runs, and what only checks read.
+
+    Operators that write to a tensor stay, though nothing may read what they return.
+    """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and any(word in str(node.target) for word in CHECKS):
             graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure(impure_random=False))
     program.graph_module.recompile()
 
 
