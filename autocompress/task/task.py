@@ -7,6 +7,7 @@ asks it for outputs, losses and divergences.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -56,6 +57,7 @@ class OutputMetric:
 
 # Metrics of model folders of which smaller values are better.
 ERRORS = ("perplexity", "wer", "cer", "squared_error")
+BACKWARD_TRIED = 50_000_000  # parameters; the backward pass of larger models is not tried
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,32 @@ class Task:
             own_loss = self.loss is not None and self.teaches(target)
             if own_loss and not self.training_loss(outputs, target).requires_grad:
                 return "the loss of the task has no gradient"
+        return self._backward_problem(model)
+
+    def _backward_problem(self, model: nn.Module) -> str:
+        """Return why the backward pass of the example fails; "" if it does not.
+
+        A model fails there that writes in place to what its gradient needs, as some heads of
+        detectors do, or that has an autograd function with a wrong backward.
+
+        Args:
+            model: with all weights learning. Large ones are not tried: their gradients take memory,
+                and they are trained block by block.
+        """
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if sum(parameter.numel() for parameter in learning) >= BACKWARD_TRIED:
+            return ""
+        inputs = map_inputs(self.example_inputs, lambda tensor: tensor.detach().cpu().clone())
+        with torch.enable_grad(), suppress(UserCodeError):  # forward has run on a training batch
+            primary = self.outputs_of(model, inputs)[self.primary_name]
+            if not primary.requires_grad:
+                return ""  # another output has the gradient
+            try:
+                torch.autograd.grad(primary.sum(), learning, allow_unused=True)
+            except Exception as error:
+                problem = str(error).partition(" Hint:")[0].strip().splitlines()
+                reason = problem[0] if problem else type(error).__name__
+                return f"the backward pass of the model fails ({reason.rstrip('.')})"
         return ""
 
     def teaches(self, target: Any) -> bool:

@@ -89,6 +89,57 @@ def test_what_has_no_gradient_is_said(model: nn.Module, changes: Any, said: str)
         ac.compress(task, LESSON)
 
 
+class Overwriting(Net):
+    """Writes over an activation that the gradient of sigmoid needs, as heads of detectors do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = super().forward(x).sigmoid()
+        scores[:, :2] = scores[:, :2] * 2 - 0.5
+        return scores
+
+
+class Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+
+class WithoutBackward(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        rounded: Tensor = Rounding.apply(super().forward(x))
+        return rounded
+
+
+class ForAnother(Net):
+    """Has a primary output without a gradient beside one with a gradient."""
+
+    def forward(self, x: Tensor) -> Any:
+        scores = super().forward(x)
+        return {"best": scores.detach(), "scores": scores}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Overwriting, "modified by an inplace operation"),
+        (WithoutBackward, "custom autograd.Function"),
+    ],
+)
+def test_a_backward_pass_that_fails_is_said(kind: type[Net], said: str) -> None:
+    lines: list[str] = []
+    reason = prepared(task_of(kind()), lines.append).no_gradient
+    assert reason.startswith("the backward pass of the model fails (")
+    assert said in reason
+    assert "\n" not in reason
+    assert lines == [f"{reason}: candidates are not trained"]
+
+
+def test_a_backward_pass_is_tried_where_the_primary_output_has_a_gradient() -> None:
+    weights = {"best": 1.0, "scores": 1.0}
+    task = replace(task_of(Net()), model=ForAnother().eval(), output_weights=weights)
+    assert task.no_gradient == ""
+
+
 @pytest.mark.slow
 def test_a_search_of_a_model_without_gradients_trains_nothing(tmp_path: Path) -> None:
     space = {

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from autocompress.errors import TaskError
 from autocompress.export.float_graph.registry import kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
+from autocompress.model.plain.attention import traceable_layers
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.task.batches import Inputs, input_tensors, map_inputs
 from autocompress.task.calls import named_outputs, primary_output, run_model
@@ -206,7 +207,7 @@ def trace(
     wrapped = _ByPosition(model, inputs, [output.path for output in outputs])
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
     needed = [(d.position, d.dimension) for d in free if d.is_batch or d.sizes]
-    with quiet(), torch.no_grad():
+    with quiet(), traceable_layers(), torch.no_grad():
         program = _program(wrapped, tuple(traced), dynamic, needed)
         _drop_checks(program)
         with kept_registry(OPSET):
@@ -254,12 +255,15 @@ def _program(
 
 
 def _drop_checks(program: torch.export.ExportedProgram) -> None:
-    """Drop in place what the program only checks while it runs."""
+    """Drop in place what the program only checks while it runs, and what only checks read.
+
+    Operators that write to a tensor stay, though nothing may read what they return.
+    """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and any(word in str(node.target) for word in CHECKS):
             graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure(impure_random=False))
     program.graph_module.recompile()
 
 

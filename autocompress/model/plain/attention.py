@@ -1,10 +1,42 @@
-"""Split nn.MultiheadAttention into linear projections, so that each can be compressed by itself."""
+"""Split nn.MultiheadAttention into linear projections, so that each can be compressed by itself.
+
+`traceable_layers` keeps tracers from what they cannot follow in layers of transformers.
+"""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import transformer
+
+
+@contextlib.contextmanager
+def traceable_layers() -> Iterator[None]:
+    """Let tracers follow the layers of transformers of PyTorch inside the block.
+
+    The fast path of nn.TransformerEncoderLayer and nn.MultiheadAttention is one operator, which
+    ONNX lacks and in which no weight can be found. nn.TransformerEncoder and nn.TransformerDecoder
+    read the values of a mask to find out if it is causal, which no tracer can. That is a hint for
+    faster kernels: the mask is applied either way.
+    """
+    fast, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = _stated_as_causal
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        transformer._detect_is_causal_mask = detect
+
+
+def _stated_as_causal(
+    mask: Tensor | None, is_causal: bool | None = None, size: int | None = None
+) -> bool:
+    return is_causal is True
 
 
 class SplitAttention(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from autocompress.errors import TaskError
-from autocompress.model.plain.attention import SplitAttention
+from autocompress.model.plain.attention import SplitAttention, traceable_layers
 from autocompress.model.plain.hugging_face import exportable, without_cache
 from autocompress.model.plain.program import COVERED, exported_program, with_modules
 from autocompress.model.plain.recurrent import SplitRecurrent
@@ -173,7 +173,7 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
     for traced in reversed(compared):
         for strict in (False, True):  # only the strict tracer follows len(tensor)
             try:
-                with _quiet():
+                with _quiet(), traceable_layers():
                     program = exported_program(model, traced, strict)
                     graph = with_modules(program, model)
             except Exception:

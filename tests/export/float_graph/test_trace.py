@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
@@ -140,6 +141,35 @@ def test_a_traced_graph_has_inputs_and_outputs_by_position() -> None:
     assert all(expression_of(shape[0]) is not None for shape in found.shapes), "the batch is free"
     parameters = {t.name for t in found.proto.graph.initializer}
     assert {"model.fc.weight", "model.fc.bias"} <= parameters
+
+
+class Writes(nn.Module):
+    """Write to parts of tensors whose returned views nobody reads, as heads of detectors do."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        boxes = x.sigmoid()
+        boxes[..., 0:2] = boxes[..., 0:2] * 2 - 0.5
+        boxes[..., 2:4] = boxes[..., 2:4] ** 2
+        rows = x * 1
+        rows[:, 0].mul_(3.0)
+        rows.narrow(1, 1, 2).copy_(x[:, 2:4])
+        filled = torch.zeros(x.shape[0], 10)
+        filled[:, : x.shape[1]] = x
+        summed = torch.empty_like(x)
+        torch.add(x, 1.0, out=summed)
+        return {"boxes": boxes, "rows": rows, "filled": filled, "summed": summed}
+
+
+def test_what_is_written_in_place_is_in_the_graph() -> None:
+    model, x = Writes().eval(), torch.randn(3, 6)
+    free = [FreeDimension(0, 0, "x", "batch")]
+    found = trace(model, x, (), free, True)
+    session = InferenceSession(found.proto.SerializeToString())
+    values = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = model(x)
+    assert found.outputs == tuple(expected)
+    for name, value in zip(expected, values, strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), expected[name], msg=name)
 
 
 def test_constants_are_no_expressions() -> None:

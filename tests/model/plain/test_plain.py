@@ -129,6 +129,41 @@ def test_a_task_gets_programs_for_its_model_and_its_student() -> None:
     assert plain_task(same).model is tree
 
 
+class CausalEncoder(nn.Module):
+    """An encoder of PyTorch with a causal mask, and a product with a parameter (as in CLIP)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1
+        )
+        self.projection = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        hidden: Tensor = self.encoder(x, mask=mask)
+        return hidden[:, -1] @ self.projection
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+def test_encoders_with_a_mask_are_followed_operator_by_operator() -> None:
+    torch.manual_seed(0)
+    model, x = CausalEncoder().eval(), torch.randn(2, 5, 4)
+    program = plain_model(model, x)
+    assert form_of(program) == "program"
+    called = {str(node.target) for node in program.graph.nodes}
+    assert not any("_transformer_encoder_layer_fwd" in name for name in called)
+    layer = "encoder.layers.0"
+    weights = {"self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2"}
+    modules = {name for name, part in program.named_modules() if isinstance(part, nn.Linear)}
+    assert modules >= {f"{layer}.{name}" for name in weights}
+    assert any(name.startswith("projection") for name in modules)
+    changed = x.clone()
+    changed[:, -1] += 1  # the last position is hidden from the others
+    for batch in (x, changed, torch.randn(1, 5, 4)):
+        torch.testing.assert_close(program(batch), model(batch))
+
+
 class Words(nn.Module):
     """Looks words up, in one of several ways, and multiplies by a matrix of another form."""
 
