@@ -26,7 +26,8 @@ class DualEncoder(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of token embeddings."""
         tables = (m for name, m in self.model.named_modules() if name.endswith(TABLES))
-        return next(tables)
+        table: nn.Module = next(tables)
+        return table
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None
