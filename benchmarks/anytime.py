@@ -300,6 +300,8 @@ def main() -> None:
         states[BEFORE] = arguments.against.resolve()
     for state in states.values():
         check_state(state)
+    if arguments.at_once and "overrun" in parts:  # half a processor is a quota of its own
+        raise SystemExit("--at-once: overruns are measured in turn; leave them out with --only")
     shares: list[tuple[int, ...]] = [()] * len(states)
     if arguments.at_once:
         shares = shares_of(len(states))

@@ -72,10 +72,11 @@ def export_command(arguments: argparse.Namespace) -> int:
 
 
 def _other_recommended(front: ParetoFront, arguments: argparse.Namespace, taken: int) -> list[str]:
-    """Say which point the table of the run recommends, where another one was taken."""
+    """Say which point keeps the loss that the run recommends, where another one was taken."""
     drop = known_limits(Path(arguments.folder), front)["max_accuracy_drop"]
-    trial = front.pick(arguments.pick, max_accuracy_drop=drop).point.trial
-    if trial == taken:
+    pick = front.pick(arguments.pick, max_accuracy_drop=drop)
+    trial = pick.point.trial
+    if pick.shortfall or trial == taken:
         return []
     return [
         f"no limit was given; within a loss of {drop:g} it is trial {trial}: "

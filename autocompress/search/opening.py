@@ -52,9 +52,9 @@ from autocompress.search.propose.factory import make_allocator, memory_budget, s
 from autocompress.search.propose.reach import check_memory, check_size, out_of_reach
 from autocompress.search.propose.sensitivity_table import Losses
 from autocompress.search.propose.uniform import most_in_time
-from autocompress.search.shares import all_threads, clock_of, divide_threads
+from autocompress.search.shares import all_threads, clock_of, divide_threads, seconds_of_further
 from autocompress.space.search_space import BoundSpace, SearchSpace
-from autocompress.targets.device.processors import limit_words
+from autocompress.targets.device.processors import limit_words, processors
 from autocompress.targets.target import Target, find_target
 from autocompress.task.task import Task
 from autocompress.task.user_code import looking
@@ -94,12 +94,14 @@ class OpenedSearch:
         limits: absolute limits.
         run: the record so far.
         earlier: the record of the run that is resumed, or None.
+        further_s: as `shares.seconds_of_further`; () before latencies are measured.
     """
 
     problem: Problem
     limits: Limits
     run: RunRecord
     earlier: RunRecord | None
+    further_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,17 +194,22 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     """
     task, learner = request.task, request.learner
     earlier = known_run(folder, task, request.target, settings.table_file)
+    was_taught = (folder / STUDENT_FILE).is_file()
     if task.student is not None:
         setup("teaching the student", 0.0)
         bound = request.space.bind(request.module_map, request.target)
         with all_threads(settings.workers):
             learner = taught_task(task, bound, settings.seed, request.device, folder)
+    # A student of an earlier part of the run was taught with as many threads as that had.
+    is_known = was_taught and earlier is not None
+    threads = earlier.student_threads if is_known and earlier is not None else processors()
     known = None if earlier is None else earlier.float_files
     place = (request.space, request.target, request.device, request.module_map)
     problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)
     setup.is_ready = True
     limits = absolute_limits(problem, request.limits)
-    run = replace(RunRecord.of(task, settings, problem, limits), notes=request.notes)
+    run = RunRecord.of(task, settings, problem, limits)
+    run = replace(run, notes=request.notes, student_threads=threads)
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
             f"{folder}: holds a search over another space, or by an earlier version; choose "
@@ -243,14 +250,20 @@ def measure_latencies(
     limit_s = None if until is None else until - time.monotonic()
     with all_threads(settings.workers):
         problem = ready_for_trials(opened.problem, folder / TABLE_FILE, setup, limit_s)
+    # Trainings and first trials are planned by this time, and have a share of the threads.
+    slower = processors() / processors(settings.workers)
+    race = replace(problem.race, pass_s=slower * problem.race.pass_s)
+    problem = replace(problem, opened_race=race)
     check_judged(folder, earlier, problem)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
-    run = replace(run, judged=judged_by(problem), notes=request.notes)
+    threads = opened.run.student_threads
+    run = replace(run, judged=judged_by(problem), notes=request.notes, student_threads=threads)
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)
-    return OpenedSearch(problem, limits, run, earlier)
+    further_s = () if settings.timeout_s is None else seconds_of_further(problem)
+    return OpenedSearch(problem, limits, run, earlier, further_s)
 
 
 def get_ready(
@@ -286,7 +299,8 @@ def get_ready(
     losses, measured = sensitivity(problem, folder, setup, until, board)
     given, steps = settings.finalize_steps, problem.space.recovery.steps
     recovers = (steps if given is None else given) > 0
-    clock = clock_of(problem, settings, setup.started, recovers, file_pass_s, tested_share)
+    parts = (problem, settings, setup.started, recovers, file_pass_s, tested_share)
+    clock = clock_of(*parts, opened.further_s)
     setup("planning recovery", 0.0)
     until = clock.search_deadline
     most, trials = most_in_time(uniform), settings.n_trials

@@ -66,6 +66,7 @@ def clock_of(
     recovers: bool,
     file_pass_s: float | None = None,
     tested_share: float = 0.0,
+    further_s: tuple[float, ...] = (),
 ) -> Clock:
     """Divide the timeout, by what a pass over the validation split took.
 
@@ -76,6 +77,7 @@ def clock_of(
         recovers: True if the front is trained at the end.
         file_pass_s: seconds of a pass of a compressed file, if one was run already.
         tested_share: part of the test split that an earlier run has used; never less is used.
+        further_s: as `seconds_of_further`.
 
     Returns:
         Deadlines.
@@ -86,7 +88,6 @@ def clock_of(
     # Where the samples are a part of the split, they are run without a disturbance too.
     passes = (kinds + 1) * part if kinds and part < 1 else float(kinds)
     latency_s = problem.baseline.latency_ms / 1e3
-    further_s = () if settings.timeout_s is None else _further_s(problem)
     float_s, is_tuned = problem.float_files.pass_s, problem.settings != problem.target.settings
     pass_s = float_s if file_pass_s is None else file_pass_s
     by_size_s = S_PER_BYTE * problem.baseline.size_bytes
@@ -105,10 +106,14 @@ def clock_of(
     return replace(clock, rest_passes=passes + share * tested, test_share=share)
 
 
-def _further_s(problem: Problem) -> tuple[float, ...]:
+def seconds_of_further(problem: Problem) -> tuple[float, ...]:
     """Return the seconds of a run of the float file at each input beside the one that decides.
 
-    They are the task's `latency_inputs` and the other phase of a decoder.
+    They are the task's `latency_inputs` and the other phase of a decoder. No other worker may run
+    meanwhile.
+
+    Args:
+        problem: has the float file.
     """
     builder, task = problem.builder, problem.task
     feeds = [builder.latency_feed(inputs) for inputs in task.latency_inputs.values()]

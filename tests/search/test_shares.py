@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from autocompress.search import shares
 from autocompress.search.problem.clock import FEW_FILES, FILES_SHARE, Clock
-from autocompress.search.shares import all_threads, clock_of, divide_threads
+from autocompress.search.shares import all_threads, clock_of, divide_threads, seconds_of_further
 
 
 def test_workers_divide_the_threads_of_torch_and_of_the_blas(monkeypatch) -> None:
@@ -101,10 +101,11 @@ def test_further_inputs_take_the_time_that_a_run_at_them_takes(
     session = SimpleNamespace(run=lambda names, feed: time.sleep(feed))
     monkeypatch.setattr(shares, "open_session", lambda *_: session)
     settings = SimpleNamespace(timeout_s=300)
-    clock = clock_of(problem, settings, time.monotonic(), True)
+    short_s, long_s = further = seconds_of_further(problem)
+    clock = clock_of(problem, settings, time.monotonic(), True, further_s=further)
     assert clock.latency_s == 0.001, "of the baseline"
-    short_s, long_s = clock.further_s
+    assert clock.further_s == further
     assert short_s >= 0.01
     assert long_s >= 0.05
     problem.latency_source = "table"
-    assert clock_of(problem, settings, time.monotonic(), True).further_s == ()
+    assert seconds_of_further(problem) == ()

@@ -42,7 +42,6 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.progress import SearchProgress
 from autocompress.search.problem.run_record import RunRecord
 from autocompress.targets.device.memory import release_memory
-from autocompress.targets.device.processors import processors
 from autocompress.task.task import Task
 
 
@@ -236,7 +235,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "seed": run.seed,
         "versions": run.versions,
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
-        "student_threads": processors(),
+        "student_threads": run.student_threads or torch.get_num_threads(),
         "activation_range": problem.space.activation_range,
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),

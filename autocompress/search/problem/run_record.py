@@ -71,6 +71,7 @@ class RunRecord:
         uncovered: modules that are not compressed, with the reason.
         judged: what accuracies rest on (`search/judged.py`).
         notes: what was said of the task while it was checked.
+        student_threads: threads with which the student was taught; None of an earlier version.
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -119,6 +120,7 @@ class RunRecord:
     uncovered: list[Mapping[str, Any]] = field(default_factory=list)
     judged: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    student_threads: int | None = None
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None

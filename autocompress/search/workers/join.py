@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import optuna
 
@@ -55,7 +57,7 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
         RunFolderError: no search has started the study, or its folder is not reachable.
     """
     study = open_study(storage, study_name, create=False)
-    plan = _plan_of(study, storage)
+    plan = _plan_of(study, storage, study.user_attrs)
     settings, folder, space = plan.settings, plan.folder, plan.space
     portable, phase = settings.portable, settings.latency
     target = find_target(settings.target, portable=portable, phase=phase)
@@ -114,9 +116,9 @@ def run_worker(task: Task, storage: str, study_name: str, device_name: str | Non
     return interrupt.requested
 
 
-def _plan_of(study: optuna.Study, storage: str) -> WorkerPlan:
-    """Return what the search that started the study says to its workers."""
-    attribute = study.user_attrs.get(RUN)
+def _plan_of(study: optuna.Study, storage: str, told: Mapping[str, Any]) -> WorkerPlan:
+    """Return what the search that started the study says to its workers, in its attributes."""
+    attribute = told.get(RUN)
     if attribute is None:
         raise RunFolderError(
             f"storage {storage}: study {study.study_name!r} was not started by autocompress search"
@@ -132,15 +134,19 @@ def _planned(study: optuna.Study, storage: str, problem: Problem, report: Report
         RunFolderError: the search has ended before its first trial.
     """
     lease = Lease(storage, study.study_name)
-    watch, board = Watch(study, lease.worker), ProbeBoard(study, lease.worker)
-    meter = ProbeMeter(problem.task, problem.stitcher, problem.device)
+    watch, board = Watch(lease.worker), ProbeBoard(study, lease.worker)
+    meter, leader = ProbeMeter(problem.task, problem.stitcher, problem.device), None
     try:
         while True:
             report("measuring sensitivity", 0.0)
-            plan = _plan_of(study, storage)
+            # All are of one moment: a search gives its lease up right after trials have begun.
+            told = study.user_attrs
+            plan = _plan_of(study, storage, told)
             if plan.training is not None:
                 return plan
-            if watch.is_dead(study.user_attrs.get(LEADER, "")):
+            leader = leader or told.get(LEADER, "")
+            # Another leader has workers of its own.
+            if leader != told.get(LEADER, "") or watch.is_dead(leader, told):
                 raise RunFolderError(
                     f"{plan.folder}: the search has ended before its first trial; nearest: start "
                     "it again, and then this worker"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -70,22 +72,20 @@ class Watch:
     declared dead.
 
     Args:
-        study: the study.
         own: id of this worker, whose lease is counting.
     """
 
-    def __init__(self, study: optuna.Study, own: str) -> None:
-        self._study = study
+    def __init__(self, own: str) -> None:
         self._own = own
         self._seen: dict[str, tuple[int | None, int]] = {}
 
-    def is_dead(self, worker: str) -> bool:
+    def is_dead(self, worker: str, counts: Mapping[str, Any]) -> bool:
         """Return True if a worker is dead, or has given its lease up.
 
         Args:
             worker: its id.
+            counts: attributes of the study, as they are now.
         """
-        counts = self._study.user_attrs
         count, now = counts.get(f"{LEASE}{worker}"), counts[f"{LEASE}{self._own}"]
         known = self._seen.get(worker)
         if known is None or known[0] != count:
@@ -106,15 +106,16 @@ class Reaper:
 
     def __init__(self, study: optuna.Study, own: str | None) -> None:
         self._study = study
-        self._watch = None if own is None else Watch(study, own)
+        self._watch = None if own is None else Watch(own)
 
     def reap(self) -> list[int]:
         """Take back the trials of dead workers and return their numbers."""
-        numbers = []
-        for trial in records_of(self._study, (TrialState.RUNNING,)):
+        numbers, running = [], records_of(self._study, (TrialState.RUNNING,))
+        counts = self._study.user_attrs if running and self._watch is not None else {}
+        for trial in running:
             # A worker that died before it wrote its id is watched by its trial.
             worker = trial.worker or f"of trial {trial.number}"
-            if self._watch is not None and not self._watch.is_dead(worker):
+            if self._watch is not None and not self._watch.is_dead(worker, counts):
                 continue
             try:
                 self._study.tell(trial.number, state=TrialState.FAIL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from autocompress.search.workers.plan import LEADER, RUN, STOPPED, WorkerPlan
 
 Launch = Callable[[str], list[Running]]
 WAIT_S = 0.2  # between two looks for Ctrl-C while other workers run
+PATIENCE_S = 5.0  # for workers to end, after each signal
 
 
 @dataclass
@@ -44,11 +46,12 @@ class Team:
     _has_begun: bool = False
 
     def __enter__(self) -> Team:
-        self.study.set_user_attr(RUN, self.plan.to_json())
-        self.study.set_user_attr(STOPPED, False)
+        # A worker that sees the plan must not take an earlier, dead leader for its own.
         if not self.alone:
             self._lease = Lease(self.url, self.study.study_name)
             self.study.set_user_attr(LEADER, self._lease.worker)
+        self.study.set_user_attr(STOPPED, False)
+        self.study.set_user_attr(RUN, self.plan.to_json())
         try:
             self._others = [] if self.launch is None else self.launch(self.url)
         except BaseException:
@@ -64,11 +67,19 @@ class Team:
     ) -> None:
         if self._has_begun:
             return
+        with suppress(Exception):  # the storage may be why the search ends
+            self.study.set_user_attr(STOPPED, True)
+        self._close()
         for worker in self._others:
             worker.terminate()
+        waiting = self._waiting()
+        waiting.join(PATIENCE_S)
+        if not waiting.is_alive():
+            return
+        # The first signal asks a worker to end after its step, the second one ends it at once.
         for worker in self._others:
-            worker.wait()
-        self._close()
+            worker.terminate()
+        waiting.join(PATIENCE_S)
 
     def _close(self) -> None:
         if self._lease is not None:
@@ -98,11 +109,15 @@ class Team:
             is_stopped: returns True after Ctrl-C. They are then told to stop after their trials in
                 flight.
         """
-        waiting = threading.Thread(target=lambda: [one.wait() for one in self._others], daemon=True)
-        waiting.start()
-        told = False
+        waiting, told = self._waiting(), False
         while waiting.is_alive():
             if is_stopped() and not told:
                 self.study.set_user_attr(STOPPED, True)
                 told = True
             waiting.join(WAIT_S)
+
+    def _waiting(self) -> threading.Thread:
+        """Return a thread that ends when all other workers have ended."""
+        waiting = threading.Thread(target=lambda: [one.wait() for one in self._others], daemon=True)
+        waiting.start()
+        return waiting

@@ -48,7 +48,7 @@ def entries(url: str) -> dict[int, dict[str, Any]]:
     except RunFolderError:  # it is being made
         return {}
     found = {
-        int(name.removeprefix("probe:")): entry
+        int(name.rpartition(":")[2]): entry
         for name, entry in study.user_attrs.items()
         if name.startswith("probe:")
     }

@@ -71,13 +71,13 @@ def test_a_worker_is_dead_when_others_have_counted_a_lease_and_it_has_not(tmp_pa
 def test_a_watch_tells_a_worker_that_gave_up_and_one_that_was_never_there(tmp_path: Path) -> None:
     study = open_study(f"{tmp_path}/study.journal")
     own, other = (Lease(f"{tmp_path}/study.journal", study.study_name) for _ in range(2))
-    watch = Watch(study, own.worker)
-    assert not watch.is_dead(other.worker)
+    watch = Watch(own.worker)
+    assert not watch.is_dead(other.worker, study.user_attrs)
     other.close()
-    assert watch.is_dead(other.worker)
-    assert not watch.is_dead("nobody"), "it has a lease to show up"
+    assert watch.is_dead(other.worker, study.user_attrs)
+    assert not watch.is_dead("nobody", study.user_attrs), "it has a lease to show up"
     study.set_user_attr(f"lease:{own.worker}", lease.COUNTS + 1)
-    assert watch.is_dead("nobody")
+    assert watch.is_dead("nobody", study.user_attrs)
     own.close()
 
 

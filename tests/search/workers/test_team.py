@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from autocompress.errors import RunFolderError
 from autocompress.results.limits import Limits
 from autocompress.search.evaluate.training_plan import TrainingPlan
 from autocompress.search.problem.options import Settings
+from autocompress.search.workers import team as team_module
 from autocompress.search.workers.lease import GIVEN_UP
 from autocompress.search.workers.plan import LEADER, RUN, STOPPED, WorkerPlan
 from autocompress.search.workers.storage import open_study
@@ -87,7 +89,25 @@ def test_workers_end_with_a_search_that_ends_before_its_trials(team_of, error) -
             run()
     assert worker.calls == ["terminate", "wait"]
     assert lease_of(team) == GIVEN_UP, "workers of other commands see it"
+    assert team.study.user_attrs[STOPPED], "and those that still open the model end"
     assert plan_of(team).training is None
+
+
+def test_a_worker_that_is_in_a_long_step_gets_a_second_signal(
+    team_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(team_module, "PATIENCE_S", 0.2)
+
+    class Busy(Worker):
+        def wait(self) -> None:
+            while self.calls.count("terminate") < 2:
+                time.sleep(0.01)
+            super().wait()
+
+    worker = Busy()
+    with team_of(lambda url: [worker]):
+        pass
+    assert worker.calls == ["terminate", "terminate", "wait"]
 
 
 def test_workers_go_on_after_an_error_during_trials(team_of) -> None:

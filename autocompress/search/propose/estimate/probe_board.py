@@ -17,7 +17,7 @@ from autocompress.candidate import ModuleConfig
 from autocompress.search.propose.estimate.probe_meter import Effect, Probe
 
 LIST = "probes"  # study attribute: the list that is measured
-PLACE = "probe:"  # study attribute, with the index in the list
+PLACE = "probe:"  # study attribute, with the id of the list and the index in it
 
 
 @dataclass
@@ -90,9 +90,9 @@ class ProbeBoard:
         return True
 
     def _measure(self, place: int, measure: Callable[[str, ModuleConfig], Effect]) -> None:
-        entry = {"list": self._list, "worker": self.worker}
-        self._set(f"{PLACE}{place}", entry)
-        self._set(f"{PLACE}{place}", {**entry, "effect": asdict(measure(*self._probes[place]))})
+        name, entry = f"{PLACE}{self._list}:{place}", {"worker": self.worker}
+        self._set(name, entry)
+        self._set(name, {**entry, "effect": asdict(measure(*self._probes[place]))})
 
     def _next(self, places: Mapping[int, Mapping[str, Any]], or_unfinished: bool) -> int | None:
         """Return the first place that nobody has taken; if there is none, one without a result."""
@@ -103,14 +103,13 @@ class ProbeBoard:
         return unfinished[0] if or_unfinished and unfinished else None
 
     def _places(self) -> dict[int, Mapping[str, Any]]:
-        """Return the entries of the list by place; those of other lists do not count."""
-        attributes = self.study.user_attrs
-        entries = {place: attributes.get(f"{PLACE}{place}") for place in range(len(self._probes))}
-        return {
-            place: entry
-            for place, entry in entries.items()
-            if entry is not None and entry["list"] == self._list
-        }
+        """Return the entries of the list by place."""
+        attributes, found = self.study.user_attrs, {}
+        for place in range(len(self._probes)):
+            entry = attributes.get(f"{PLACE}{self._list}:{place}")
+            if entry is not None:
+                found[place] = entry
+        return found
 
     def _set(self, name: str, value: Mapping[str, Any]) -> None:
         self.study.set_user_attr(name, dict(value))

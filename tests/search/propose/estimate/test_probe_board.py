@@ -108,6 +108,21 @@ def test_results_of_an_earlier_list_do_not_count() -> None:
     assert mine == other
 
 
+def test_two_searches_of_one_study_do_not_write_over_each_other() -> None:
+    study, found = optuna.create_study(), []
+
+    def measure(module: str, config: ModuleConfig) -> Effect:
+        if not found:  # the other search begins and ends in the middle of this one
+            found.append({})
+            found[0] = ProbeBoard(study, "second").measure_all(
+                ORDER[::-1], lambda *_: Effect(7.0, 0.0), never, silent
+            )
+        return effect_of(module, config)
+
+    assert ProbeBoard(study, "first").measure_all(ORDER, measure, never, silent) == EFFECTS
+    assert found == [dict.fromkeys(ORDER[::-1], Effect(7.0, 0.0))]
+
+
 def test_the_list_is_closed_when_the_time_is_over_and_after_an_error() -> None:
     study = optuna.create_study()
     board, helper, left = ProbeBoard(study, "first"), ProbeBoard(study, "other"), [3]
