@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from autocompress.search.problem.options import STUDY_NAME
 from autocompress.search.workers.journal import BatchedJournal, repair_journal
 
 MODEL = "model"  # study attribute: hash of the model
+TRIES, AGAIN_S = 5, 0.5  # to open a database whose tables another process makes, and between them
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -45,6 +47,13 @@ def open_storage(url: str) -> BaseStorage:
         engine: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 2}
         if url.startswith("sqlite"):
             engine = {"connect_args": {"timeout": 60}}
+        for _ in range(TRIES):
+            try:
+                return PatientStorage(url, engine)
+            except Exception as error:
+                if not _is_being_made(error):
+                    raise
+                time.sleep(AGAIN_S)
         return PatientStorage(url, engine)
     except OSError as error:
         raise disk_error(Path(url), error) from error
@@ -55,6 +64,11 @@ def open_storage(url: str) -> BaseStorage:
         raise RunFolderError(
             f"storage {url}: cannot be opened ({type(error).__name__}: {first})"
         ) from error
+
+
+def _is_being_made(error: Exception) -> bool:
+    """Return True if another process makes the tables of a database at the same moment."""
+    return type(error).__name__ == "IntegrityError" or "already exists" in str(error)
 
 
 def _lacks_file(url: str) -> bool:

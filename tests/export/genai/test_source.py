@@ -92,9 +92,8 @@ def test_a_tied_head_and_the_lookup_read_one_packed_table(tmp_path: Path) -> Non
 def test_other_tasks_are_refused(tmp_path: Path) -> None:
     target, task = find_target(TARGET), decoder_task(tmp_path)
     assert decoder_source(task, find_target("onnxruntime-cpu")) is None
-    with pytest.raises(
-        ExportError, match="of the tasks text-generation and image-text-to-text, got no"
-    ):
+    tasks = "text-generation, image-text-to-text and automatic-speech-recognition"
+    with pytest.raises(ExportError, match=f"of the tasks {tasks}, got no"):
         decoder_source(replace(task, pretrained=None), target)
     further = {"mine": task.example_inputs}
     assert decoder_source(replace(task, latency_inputs=further), target) is not None

@@ -4,6 +4,7 @@ import functools
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -14,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from autocompress.errors import RunFolderError
-from autocompress.search.workers import database
+from autocompress.search.workers import database, storage
 from autocompress.search.workers.database import PatientStorage
 from autocompress.search.workers.journal import batched
 from autocompress.search.workers.storage import folder_lock, open_study
@@ -181,3 +182,31 @@ def test_unusable_storages(tmp_path: Path) -> None:
     open_study(f"{tmp_path}/study.journal")
     with pytest.raises(RunFolderError, match="holds no study 'other'"):
         open_study(f"{tmp_path}/study.journal", "other", create=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "tries"),
+    [("UNIQUE constraint failed: alembic_version.version_num", 3), ("no password", 1)],
+)
+def test_a_database_whose_tables_another_process_makes_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, tries: int
+) -> None:
+    class IntegrityError(Exception):
+        """Stands in for that of SQLAlchemy."""
+
+    kind, made, calls = IntegrityError if tries > 1 else RuntimeError, database.PatientStorage, []
+
+    def opened(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) < 3:
+            raise kind(message)
+        return made(*arguments)
+
+    monkeypatch.setattr(database, "PatientStorage", opened)
+    monkeypatch.setattr(storage, "AGAIN_S", 0.0)
+    if tries > 1:
+        storage.open_storage(f"sqlite:///{tmp_path}/study.db")
+    else:
+        with pytest.raises(RunFolderError, match="no password"):
+            storage.open_storage(f"sqlite:///{tmp_path}/study.db")
+    assert len(calls) == tries

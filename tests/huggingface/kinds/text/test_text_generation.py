@@ -116,7 +116,7 @@ def test_blank_lines_of_a_plain_file_are_part_of_the_text(tmp_path: Path) -> Non
             seen.append(text)
             return {"input_ids": [ord(letter) % 7 for letter in text]}
 
-    cut = text_generation._windows(Reading(), Columns("text-generation", {}), 16)
+    cut = text_generation._windows(Reading(), Columns("text-generation", {}), 16, 0.5)
     cut(read_records(str(tmp_path / "plays.TXT"), []))
     assert seen[0] == written
 
