@@ -103,7 +103,7 @@ class ModuleMap:
         groups: channel groups.
         uncovered: parts of the model that stay as they are.
         total_parameters: of the model.
-        total_macs: of one call on the example.
+        total_macs: of one call on the whole example, in every phase of a decoder.
         norms: known once the model's graph is.
     """
 

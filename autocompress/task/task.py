@@ -20,6 +20,7 @@ from autocompress.task.batch_checks import first_batch
 from autocompress.task.batches import (
     Batches,
     Inputs,
+    cut,
     cuttable,
     map_inputs,
     seeded,
@@ -38,7 +39,7 @@ from autocompress.task.copies import copied, with_gradients
 from autocompress.task.loading import Unlabelled
 from autocompress.task.output_kinds import find_kinds
 from autocompress.task.outputs import OutputKind, as_labels, default_loss, sample_divergence
-from autocompress.task.user_code import UserCodeError, user_code
+from autocompress.task.user_code import UserCodeError, out_of_memory, user_code
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class OutputMetric:
 # Metrics of model folders of which smaller values are better.
 ERRORS = ("perplexity", "wer", "cer", "squared_error")
 BACKWARD_TRIED = 50_000_000  # parameters; the backward pass of larger models is not tried
+MOST_TRIED = 2  # samples that it is tried with
 
 
 @dataclass(frozen=True)
@@ -259,10 +261,19 @@ class Task:
 
     @cached_property
     def no_gradient(self) -> str:
-        """Return why no training can reach the weights; "" if it can.
+        """Return why no training can reach the weights; "" if it can, or if memory is short.
 
-        It is read from the first training batch, with all weights learning.
+        It is read from the first training batch, with all weights learning. Trainings that lack
+        memory make their batches smaller, so a lack here tells nothing.
         """
+        try:
+            return self._gradient_problem()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return ""
+
+    def _gradient_problem(self) -> str:
         inputs, target = first_batch(self.training_batches(), "train")
         model = copied(self.student or self.model, shares_weights=True)
         inputs = map_inputs(inputs, lambda tensor: tensor.cpu())
@@ -291,20 +302,25 @@ class Task:
         detectors do, or that has an autograd function with a wrong backward.
 
         Args:
-            model: with all weights learning. Large ones are not tried: their gradients take memory,
-                and they are trained block by block.
+            model: a copy with parameters of its own, all learning, which get gradients. Large ones
+                are not tried: their gradients take memory, and they are trained block by block.
         """
-        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if sum(parameter.numel() for parameter in learning) >= BACKWARD_TRIED:
+        learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if learning >= BACKWARD_TRIED:
             return ""
-        inputs = map_inputs(self.example_inputs, lambda tensor: tensor.detach().cpu().clone())
+        inputs = map_inputs(self.example_inputs, lambda tensor: tensor.detach().cpu())
+        if self.can_cut(inputs, None):  # the activations of a sample tell it
+            inputs, _ = cut(inputs, None, slice(MOST_TRIED))
         with torch.enable_grad(), suppress(UserCodeError):  # forward has run on a training batch
             primary = self.outputs_of(model, inputs)[self.primary_name]
             if not primary.requires_grad:
                 return ""  # another output has the gradient
             try:
-                torch.autograd.grad(primary.sum(), learning, allow_unused=True)
+                # As trainings do: checkpoints that run forward again take no list of inputs.
+                torch.autograd.backward(primary.sum())
             except Exception as error:
+                if out_of_memory(error):
+                    raise
                 problem = str(error).partition(" Hint:")[0].strip().splitlines()
                 reason = problem[0] if problem else type(error).__name__
                 return f"the backward pass of the model fails ({reason.rstrip('.')})"

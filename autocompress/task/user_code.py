@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
+import torch
+
 from autocompress.errors import AutocompressError, TaskError
 
 OURS = str(Path(__file__).resolve().parents[1])
@@ -68,7 +70,7 @@ def user_code(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         text = str(error)
-        if "out of memory" in text or "can't allocate memory" in text:
+        if out_of_memory(error):
             raise
         stack = traceback.extract_tb(error.__traceback__)
         frames = [(frame.filename, frame.lineno or 0) for frame in stack]
@@ -76,6 +78,20 @@ def user_code(what: str) -> Iterator[None]:
         if any(name.startswith(OURS) and not name.startswith(TASKS) for name, _ in called):
             raise
         raise UserCodeError(f"{what}: {_first_line(error)}{place(called, text)}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an allocation failed, on a GPU or in main memory.
+
+    Args:
+        error: an error of torch or Python.
+    """
+    text = str(error)
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def our_fault(error: Exception) -> str:

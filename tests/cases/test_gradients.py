@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 import autocompress as ac
 from autocompress.errors import AutocompressError
@@ -132,6 +133,67 @@ def test_a_backward_pass_that_fails_is_said(kind: type[Net], said: str) -> None:
     assert said in reason
     assert "\n" not in reason
     assert lines == [f"{reason}: candidates are not trained"]
+
+
+class Checkpointed(Net):
+    """Runs forward again in the backward pass, in the way that takes no list of inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        scores: Tensor = checkpoint(self._rest, hidden, use_reentrant=True)
+        return scores
+
+    def _rest(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden.relu())
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # without gradients
+def test_a_model_that_computes_again_is_trained() -> None:
+    model = Checkpointed().eval().requires_grad_(False)
+    task = task_of(model)
+    assert task.no_gradient == ""
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+    assert prepared(task).no_gradient == ""
+    ac.compress(task, LESSON)
+
+
+SIZES: list[int] = []
+
+
+class Short(torch.autograd.Function):
+    """Lacks memory in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        SIZES.append(len(x))
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+
+class Large(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = Short.apply(super().forward(x))
+        return scores
+
+
+class Full(Net):
+    """Lacks memory in the forward pass, once gradients are kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Large, Full])
+def test_a_lack_of_memory_is_no_finding(kind: type[Net]) -> None:
+    task = replace(task_of(kind()), example_inputs=torch.randn(16, 8))
+    SIZES.clear()
+    assert task.no_gradient == ""
+    assert SIZES in ([], [8, 2])  # the training batch, and two samples of the example
 
 
 def test_a_backward_pass_is_tried_where_the_primary_output_has_a_gradient() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from autocompress.errors import LimitError, TaskError
 from autocompress.task.batches import take_samples
-from autocompress.task.user_code import UserCodeError, our_fault, user_code
+from autocompress.task.user_code import UserCodeError, our_fault, out_of_memory, user_code
 
 
 def fails(error: BaseException) -> None:
@@ -85,3 +85,17 @@ def test_a_fault_of_the_package_names_its_line() -> None:
         f"a fault of autocompress: ValueError: two lines {'x' * 290}; "
         "please report it with what --debug shows"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_errors_of_memory_are_recognised(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected

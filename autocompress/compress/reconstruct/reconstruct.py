@@ -21,13 +21,14 @@ from autocompress.compress.assemble.trained import Trained
 from autocompress.compress.reconstruct.blocks import Block, find_blocks
 from autocompress.compress.reconstruct.recorder import Recorder
 from autocompress.compress.reconstruct.training import train_block
-from autocompress.compress.recover.context import Trainer, out_of_memory
+from autocompress.compress.recover.context import Trainer
 from autocompress.errors import DamagedFileError, NotComputableError
 from autocompress.model.weights import weight_of
 from autocompress.results.tensor_files import read_state, write_state
 from autocompress.task.batches import Inputs, batch_size, cut, seeded, to_device
 from autocompress.task.calls import run_model
 from autocompress.task.copies import copied, set_state
+from autocompress.task.user_code import out_of_memory
 
 SAMPLES = 512  # of the training data
 BATCH = 32  # samples per step

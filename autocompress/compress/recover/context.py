@@ -301,17 +301,3 @@ def _repeated_blocks(model: nn.Module, inside: tuple[str, ...]) -> list[nn.Modul
         if not any(name.startswith(f"{other}.") for other in lists):
             blocks += elements
     return blocks
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return True if an allocation failed, on a GPU or in main memory.
-
-    Args:
-        error: an error of torch or Python.
-    """
-    text = str(error)
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )

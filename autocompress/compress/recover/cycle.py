@@ -20,7 +20,6 @@ from autocompress.compress.recover.context import (
     LEAST_BATCH,
     Trainer,
     learning,
-    out_of_memory,
     parameter_groups,
     recomputing,
     stream,
@@ -33,6 +32,7 @@ from autocompress.compress.recover.teacher import Outputs, TopLogits
 from autocompress.errors import DamagedFileError, NotComputableError
 from autocompress.results.tensor_files import read_state, write_state
 from autocompress.task.batches import Inputs, batch_size, cut, seeded, target_to_device, to_device
+from autocompress.task.user_code import out_of_memory
 
 # Learning rates, relative to the weights' rate.
 SCALE_RATE = 1.0  # of scales, which are factors of the calibrated ones

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from onnx import ModelProto, TensorProto
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from autocompress.errors import TaskError
 from autocompress.export.float_graph.registry import kept_registry
@@ -257,14 +258,60 @@ def _program(
 def _drop_checks(program: torch.export.ExportedProgram) -> None:
     """Drop in place what the program only checks while it runs, and what only checks read.
 
-    Operators that write to a tensor stay, though nothing may read what they return.
+    Operators that write to a tensor stay, though nothing may read what they return. Writes to the
+    state of the model that no later operator reads, such as counters of calls, are dropped: a file
+    has no state that lasts.
     """
-    graph = program.graph_module.graph
+    graph, signature = program.graph_module.graph, program.graph_signature
     for node in list(graph.nodes):
         if node.op == "call_function" and any(word in str(node.target) for word in CHECKS):
             graph.erase_node(node)
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure(impure_random=False))
+    held = {
+        *signature.inputs_to_parameters,
+        *signature.inputs_to_buffers,
+        *signature.inputs_to_lifted_tensor_constants,
+    }
+    state = {node for node in graph.nodes if node.op == "placeholder" and node.name in held}
+    origins, order = _origins(graph), {node: i for i, node in enumerate(graph.nodes)}
+
+    def has_effect(node: fx.Node) -> bool:
+        if not node.is_impure(impure_random=False):
+            return False
+        written: set[fx.Node] = set()
+        for value, is_written in _aliased(node):
+            written |= origins[value] if is_written else set()
+        if not written or not written <= state:
+            return True
+        views = [view for view, own in origins.items() if own & written]
+        return any(order[user] > order[node] for view in views for user in view.users)
+
+    graph.eliminate_dead_code(is_impure_node=has_effect)
     program.graph_module.recompile()
+
+
+def _origins(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """Return for each node those whose memory it may share; of one with its own memory, itself."""
+    origins: dict[fx.Node, set[fx.Node]] = {}
+    for node in graph.nodes:
+        shared = [value for value, _ in _aliased(node)]
+        origins[node] = set().union(*(origins[value] for value in shared)) or {node}
+    return origins
+
+
+def _aliased(node: fx.Node) -> list[tuple[fx.Node, bool]]:
+    """Return the arguments that share memory with a result, and whether they are written to."""
+    if node.target is operator.getitem:
+        return [(value, False) for value in node.args[:1] if isinstance(value, fx.Node)]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    aliased: list[tuple[fx.Node, bool]] = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is not None:
+            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            values = value if isinstance(value, (tuple, list)) else [value]
+            written = bool(argument.alias_info.is_write)
+            aliased += [(part, written) for part in values if isinstance(part, fx.Node)]
+    return aliased
 
 
 def recurrent_layers(model: nn.Module) -> list[str]:

@@ -30,7 +30,9 @@ from autocompress.task.calls import call_model
 
 LENGTH = 16  # generated tokens
 PROMPT = 16  # most tokens of the prompt
-BEGIN = 4  # tokens of a transcript: what begins it, its language, the task, no times
+# First tokens of a transcript. In models of many languages these are the one that begins it, its
+# language, the task and no times, if the tokenizer in the folder was saved with such a prefix.
+BEGIN = 4
 # Largest lead of the simulation's best token over the generated one, in root mean squares of the
 # differences between the logits of the file and of the simulation. The file's own best token may
 # have any.

@@ -55,7 +55,8 @@ RUN = (
     "generator.set_inputs(named)",
     "while not generator.is_done():",
     "    generator.generate_next_token()",
-    "print(tokenizer.decode(generator.get_sequence(0)[tokens.shape[1] :]))",
+    "written = generator.get_sequence(0)[tokens.shape[1] :]",
+    "print(tokenizer.decode(written, skip_special_tokens=True))",
 )
 TOKENS_OF_PICTURES = 'tokens = np.array(inputs["input_ids"], np.int32)'
 PICTURES = (

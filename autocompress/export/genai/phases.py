@@ -100,7 +100,8 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
         phase: that decides; "" for graphs without a cache.
 
     Returns:
-        The map with vectors and multiply-accumulates of one call, of a mix those of one token.
+        The map with vectors and multiply-accumulates of the modules in one call, of a mix those of
+        one token. `total_macs` stays that of the whole example: trainings compute all tokens.
     """
     if phase in ("", PREFILL) or not isinstance(inputs, Mapping):
         return module_map
@@ -111,7 +112,7 @@ def at_phase(module_map: ModuleMap, inputs: Inputs, phase: str) -> ModuleMap:
         if phase == DECODE and has_media and module.tower in READ_ONCE:
             positions, macs = 1, 0  # a picture or sound is part of a prompt
         modules.append(replace(module, positions=positions, macs=macs))
-    return replace(module_map, modules=tuple(modules), total_macs=module_map.total_macs // tokens)
+    return replace(module_map, modules=tuple(modules))
 
 
 def mixed_note(inputs: Inputs, phase: str) -> str:

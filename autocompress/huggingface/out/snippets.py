@@ -22,7 +22,7 @@ from autocompress.huggingface.out.sound_words import has_known_length, sound_wor
 from autocompress.targets.device.sessions import SessionSettings
 
 QUESTIONS, SPEECH = "image-text-to-text", "automatic-speech-recognition"
-# Language, task and the token that asks for no times follow in texts of large models.
+# Texts of models of many languages go on with the tokens of language, task and no times.
 TRANSCRIPT = "tokens = np.array([[START]], np.int32)  # begin a transcript"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 BILINEAR = 2  # of PIL
@@ -170,13 +170,29 @@ def _decoder_words(facts: Facts) -> dict[str, str]:
     if ends is None:
         last = ["tokenizer.eos_token_id", "tokenizer.sep_token_id"]
     forced = [place.get("forced_bos_token_id") for place in places]
-    begin = [start, *[token for token in forced if isinstance(token, int)][:1]]
+    first = [token for token in forced if isinstance(token, int)][:1]
+    begin = [start, *(_forced_tokens(places) or first)]
     run = '(logits,) = session.run(["logits"], feed)'
     return {
         "START": ", ".join(map(str, begin)),
         "ENDS": ", ".join(map(str, last)) + "," * (len(last) == 1),
         "RUN": run if _is_onnxruntime(facts) else 'logits = session(feed)["logits"]',
     }
+
+
+def _forced_tokens(places: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the tokens behind the first one that a config fixes: language, task, no times.
+
+    Args:
+        places: configs, whose entry lists [place in the text, token]; a token of None is left to
+            the model, which no short program can do.
+    """
+    for place in places:
+        pairs = place.get("forced_decoder_ids") or []
+        tokens = [pair[1] for pair in pairs if isinstance(pair[1], int)]
+        if tokens and [pair[0] for pair in pairs] == [*range(1, len(tokens) + 1)]:
+            return tokens
+    return []
 
 
 def _disabling(settings: SessionSettings) -> list[str]:

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import transformer
+
+# Two threads that trace would otherwise put back each other's values for good.
+TRACING = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -21,16 +25,18 @@ def traceable_layers() -> Iterator[None]:
     The fast path of nn.TransformerEncoderLayer and nn.MultiheadAttention is one operator, which
     ONNX lacks and in which no weight can be found. nn.TransformerEncoder and nn.TransformerDecoder
     read the values of a mask to find out if it is causal, which no tracer can. That is a hint for
-    faster kernels: the mask is applied either way.
+    faster kernels: the mask is applied either way. Both are settings of the process, so one thread
+    after the other runs the block.
     """
-    fast, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = _stated_as_causal
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        transformer._detect_is_causal_mask = detect
+    with TRACING:
+        fast, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+        torch.backends.mha.set_fastpath_enabled(False)
+        transformer._detect_is_causal_mask = _stated_as_causal
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            transformer._detect_is_causal_mask = detect
 
 
 def _stated_as_causal(

@@ -23,7 +23,6 @@ from autocompress.compress.recover.context import (
     WATCHED,
     Trainer,
     learning,
-    out_of_memory,
     parameter_groups,
     recomputing,
     stream,
@@ -232,17 +231,3 @@ def test_blocks_are_as_before_after_an_error() -> None:
     with pytest.raises(ValueError, match="inside"):
         fails()
     assert not any("forward" in vars(block) for block in model.blocks)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
-        (RuntimeError("shapes do not fit"), False),
-    ],
-)
-def test_errors_of_memory_are_recognised(error: Exception, expected: bool) -> None:
-    assert out_of_memory(error) is expected

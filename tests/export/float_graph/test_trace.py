@@ -172,6 +172,45 @@ def test_what_is_written_in_place_is_in_the_graph() -> None:
         torch.testing.assert_close(torch.from_numpy(value), expected[name], msg=name)
 
 
+class Counts(nn.Module):
+    """Count calls and tokens in state that this forward does not read, and add to one that it does.
+
+    The state is a buffer, a part of a buffer, a tensor that is no buffer, and a parameter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(5))
+        self.register_buffer("calls", torch.zeros(2, dtype=torch.long))
+        self.register_buffer("read", torch.ones(4))
+        self.register_buffer("again", torch.ones(4))
+        self.last = torch.zeros(4)
+        self.mean = nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        places = x[:, :4].argmax(1)
+        self.seen.add_(torch.bincount(places, weights=x[:, 0], minlength=5)[:5])
+        self.calls[0].add_(1).mul_(2)
+        self.last.copy_(x[0])
+        self.mean.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        self.read.add_(x[0])
+        self.again.view(2, 2)[1].add_(x[0, :2])
+        return x * self.read, self.again + 0
+
+
+def test_writes_to_state_stay_where_it_is_read() -> None:
+    model, x = Counts().eval(), torch.randn(3, 4)
+    found = trace(model, x, (), [], True)
+    kinds = {node.op_type for node in found.proto.graph.node}
+    assert not kinds & {"ArgMax", "ReduceMean"}  # only the unread state takes these
+    session = InferenceSession(found.proto.SerializeToString())
+    values = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = Counts().eval()(x)
+    assert len(values) == 2
+    for value, output in zip(values, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), output)
+
+
 def test_constants_are_no_expressions() -> None:
     import sympy
 

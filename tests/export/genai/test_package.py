@@ -72,6 +72,7 @@ def test_a_package_of_sounds_has_two_files_and_settings_for_both(tmp_path: Path)
     )
     lines = program(json.loads(text))
     assert any("max_length=448" in line for line in lines)
+    assert lines[-1] == "print(tokenizer.decode(written, skip_special_tokens=True))"
     assert not any("num_image_tokens" in line for line in lines)
 
 

@@ -89,6 +89,7 @@ def test_a_token_is_one_vector_of_each_product() -> None:
     modules = ModuleMap((module,), (), (), 64, 7 * 64)
     (one,) = at_phase(modules, INPUTS, "decode")
     assert (one.positions, one.macs) == (1, 64)
+    assert at_phase(modules, INPUTS, "decode").total_macs == 7 * 64  # trainings read all tokens
     assert at_phase(modules, INPUTS, "prefill") is modules
     assert at_phase(modules, INPUTS, "mix:0.7") == at_phase(modules, INPUTS, "decode")
 

@@ -10,6 +10,8 @@ import torch
 from small_folders import SPECIAL, WORDS, save, texts, tokenizer, transformers, write_jsonl
 
 import autocompress as ac
+from autocompress.errors import TaskError
+from autocompress.huggingface.models.ends import EndClassifier
 from autocompress.model.plain.hugging_face import exportable
 from autocompress.model.plain.program import exported_program
 
@@ -21,7 +23,7 @@ TOKENS = {
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": END,
-    "decoder_start_token_id": END,
+    "decoder_start_token_id": 2,
     "num_labels": 3,
 }
 BART = {
@@ -37,18 +39,22 @@ BART = {
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 1}
 FAMILIES: dict[str, dict[str, Any]] = {
     "Bart": BART,
-    "MBart": BART,
-    "PLBart": BART,
+    "MBart": {**BART, "decoder_start_token_id": None},
+    "PLBart": {**BART, "decoder_start_token_id": 1},
     "T5": {**T5, "num_heads": 4},
     "UMT5": {**T5, "num_heads": 4},
 }
 
 
+def classifier(family: str, **changes: Any) -> Any:
+    config = getattr(transformers, f"{family}Config")(**{**TOKENS, **FAMILIES[family], **changes})
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_of_each_text_alone(family: str, tmp_path: Path) -> None:
-    config = getattr(transformers, f"{family}Config")(**TOKENS, **FAMILIES[family])
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    model = classifier(family)
     folder = save(tmp_path / "model", model, tokenizer())
     rows = texts(8)
     data = write_jsonl(tmp_path / "dev.jsonl", [{"text": row, "label": 0} for row in rows])
@@ -69,3 +75,49 @@ def test_scores_of_each_text_alone(family: str, tmp_path: Path) -> None:
         shorter["input_ids"][:, -1] = END
         expected = model(**shorter).logits
         torch.testing.assert_close(program(**shorter)["logits"], expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["Bart", "T5"])
+def test_padding_with_the_end_token_is_not_read(family: str) -> None:
+    model = classifier(family, pad_token_id=END)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+    tokens = torch.randint(5, 40, (2, 6)).masked_fill(mask == 0, END)
+    tokens[0, 5] = tokens[1, 3] = END
+    with torch.no_grad():
+        found = EndClassifier(model)(tokens, mask)["logits"]
+        padded = EndClassifier(model)(
+            torch.cat([tokens, tokens[:, :2]], 1), torch.cat([mask, 0 * mask[:, :2]], 1)
+        )["logits"]
+        torch.testing.assert_close(found, padded, atol=1e-4, rtol=1e-3)
+        first = model(input_ids=tokens[:1]).logits
+    torch.testing.assert_close(found[:1], first, atol=1e-4, rtol=1e-3)
+
+
+def test_a_text_without_an_end_token_is_named(tmp_path: Path) -> None:
+    words = tokenizer()
+    words.backend_tokenizer.post_processor = None
+    folder = save(tmp_path / "model", classifier("Bart"), words)
+    rows = [{"text": "w1 w2 [SEP]", "label": 0}, {"text": "w1 w2", "label": 0}]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows * 4)
+    with pytest.raises(
+        TaskError, match=r"dev\.jsonl line 2: the tokenizer puts no end token \(3\)"
+    ):
+        ac.from_pretrained(folder, validation=data, test=data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eos_token_id": [END, 4]}, r"config\.json: eos_token_id is \[3, 4\], .* nearest: 3"),
+        ({"eos_token_id": None}, r"config\.json: eos_token_id is None, "),
+        ({"decoder_start_token_id": None}, r"config\.json: has no decoder_start_token_id"),
+    ],
+    ids=["several", "none", "start"],
+)
+def test_a_config_without_the_tokens_is_named(changes: Any, said: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", classifier("Bart", **changes), tokenizer())
+    data = write_jsonl(tmp_path / "dev.jsonl", [{"text": "w1 w2", "label": 0}] * 8)
+    with pytest.raises(TaskError, match=said):
+        ac.from_pretrained(folder, validation=data, test=data)

@@ -101,6 +101,14 @@ def test_decoders_write_token_by_token(task: str, runtime: str) -> None:
     assert 'feed = {name: inputs[name] for name in ("input_ids",)}' in lines
     lines = runtime_lines(Facts(task, inputs, settings, {"decoder_start_token_id": 0}))
     assert "in (tokenizer.eos_token_id, tokenizer.sep_token_id):" in "\n".join(lines)
+    places = {"forced_decoder_ids": [[1, 11], [2, 12]]}
+    several = {"forced_decoder_ids": [[1, None], [2, 12]]}
+    given = Facts(task, inputs, settings, {**config, **places}, generation=several)
+    assert "tokens = np.array([[7, 11, 12]])" in "\n".join(runtime_lines(given))
+    given = Facts(task, inputs, settings, {**config, **several}, generation=places)
+    assert "tokens = np.array([[7, 11, 12]])" in "\n".join(runtime_lines(given))
+    given = Facts(task, inputs, settings, {**config, **several}, generation=generation)
+    assert "tokens = np.array([[7, 9]])" in "\n".join(runtime_lines(given))
     fixed = {**inputs, WRITTEN: ("batch", 7)}
     for given in (Facts(task, fixed, settings, config), Facts(task, inputs, settings)):
         assert runtime_lines(given)[-1].startswith("outputs = session")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import transformer
 
-from autocompress.model.plain.attention import SplitAttention
+from autocompress.model.plain.attention import SplitAttention, traceable_layers
 
 
 def attention(**options: object) -> nn.MultiheadAttention:
@@ -67,3 +70,25 @@ def test_masks_of_keys_and_of_pairs_add_up() -> None:
 def test_further_keys_are_not_covered(option: str) -> None:
     with pytest.raises(ValueError, match=r"^add_bias_kv and add_zero_attn are not covered$"):
         SplitAttention(attention(**{option: True}))
+
+
+def test_threads_that_trace_leave_pytorch_as_it_was() -> None:
+    before = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    inside, end = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with traceable_layers():
+            inside.set()
+            end.wait()
+
+    with traceable_layers():
+        thread = threading.Thread(target=other, daemon=True)
+        thread.start()
+        assert not inside.wait(0.2)
+        with traceable_layers():  # within one thread blocks may be nested
+            assert not torch.backends.mha.get_fastpath_enabled()
+    inside.wait()
+    end.set()
+    thread.join()
+    after = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    assert after == before

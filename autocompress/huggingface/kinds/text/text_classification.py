@@ -14,7 +14,7 @@ from autocompress.huggingface.data.labels import Labels, number_of, several
 from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.reading.multi_hot import are_multi_hot, yes_or_no
 from autocompress.huggingface.data.splits import Splits, read_splits
-from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.folder import CONFIG_FILE, ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT, OF_CLASSES, class_targets
 from autocompress.huggingface.kinds.parts import (
     Answers,
@@ -25,7 +25,12 @@ from autocompress.huggingface.kinds.parts import (
 )
 from autocompress.huggingface.loading import load_model, load_tokenizer
 from autocompress.huggingface.metrics import numbers
-from autocompress.huggingface.models.ends import EndClassifier, reads_end_token
+from autocompress.huggingface.models.ends import (
+    EndClassifier,
+    check_end,
+    check_tokens_of,
+    reads_end_token,
+)
 from autocompress.huggingface.options import Options
 from autocompress.task.calls import Metric
 
@@ -59,7 +64,9 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     columns.check(COLUMNS)
     splits = read_splits(options)
     model = load_model(folder, "AutoModelForSequenceClassification")
-    if reads_end_token(model):
+    reads_end = reads_end_token(model)
+    if reads_end:
+        check_tokens_of(model.config, str(folder.weights / CONFIG_FILE))
         model = EndClassifier(model)
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     problem = problem_of(folder.config)
@@ -74,6 +81,9 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
         texts = [value_of(record, first, str, "a text") for record in records]
         pairs = [second_text(r, second) for r in records] if paired and second else None
         rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts, pairs)]
+        if reads_end:
+            for record, (row,) in zip(records, rows, strict=True):
+                check_end(row["input_ids"], model.config.eos_token_id, record.place)
         found = targets[split] or [None] * len(records)
         samples[split] = [Sample(*pair) for pair in zip(rows, found, strict=True)]
     collect = real_numbers if problem in (NUMBER, SEVERAL) else whole_numbers

@@ -100,6 +100,7 @@ def _windows(
 
     Each window begins with the token that the tokenizer puts at the begin of a text, if it has
     one. The last window is left out if it is shorter than the share `least` of the others.
+    A text of one window may be short unless `least` is 1.
     """
 
     def cut(records: list[Record]) -> list[Record]:
@@ -116,6 +117,11 @@ def _windows(
             windows.pop()
         if not windows or len(windows[0]) < 2:
             raise TaskError(f"{records[0].place}: holds fewer than 2 tokens; give more text")
+        if least == 1.0 and len(windows[0]) < length:
+            raise TaskError(
+                f"{records[0].place}: holds fewer than {length} tokens, the only length that a "
+                f"file of this model takes; nearest: --max-length {len(windows[0])}"
+            )
         first = records[0]
         return [
             Record({TOKENS: window}, f"{first.place} window {i}", first.folder)

@@ -209,3 +209,18 @@ def test_texts_that_are_too_short(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("w1\n")
     with pytest.raises(TaskError, match=r"^a\.txt line 1: holds fewer than 2 tokens; give more"):
         ac.from_pretrained(folder, validation=tmp_path / "a.txt")
+
+
+def test_a_text_below_the_only_length_is_refused(tmp_path: Path) -> None:
+    config = transformers.FalconMambaConfig(
+        vocab_size=len(SPECIAL) + len(WORDS), hidden_size=16, num_hidden_layers=1, state_size=4
+    )
+    folder = save(tmp_path / "model", transformers.FalconMambaForCausalLM(config), tokenizer())
+    (tmp_path / "long.txt").write_text(" ".join(WORDS))
+    (tmp_path / "short.txt").write_text(" ".join(WORDS[:12]))
+    data = {"validation": tmp_path / "long.txt", "test": tmp_path / "short.txt"}
+    said = r"short\.txt line 1: holds fewer than 20 tokens, .*; nearest: --max-length 12$"
+    with pytest.raises(TaskError, match=said):
+        ac.from_pretrained(folder, max_length=20, **data)
+    task = ac.from_pretrained(folder, max_length=12, **data)
+    assert task.example_inputs["input_ids"].shape[1] == 12
