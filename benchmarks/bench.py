@@ -25,13 +25,14 @@ from autocompress.export.compressor import Compressor
 from autocompress.export.subject import builder_for
 from autocompress.integer_form import IntegerForm
 from autocompress.measure.accuracy import evaluate_model, evaluate_session, model_outputs
+from autocompress.targets.device.litert.flat_file import sharing_builder
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.sessions import LITERT, SessionSettings, open_session
 from autocompress.targets.target import find_target
 from autocompress.task.batches import feed_of
 
 # Given on as they are.
-__all__ = ["LITERT", "feed_of", "open_session", "versions"]
+__all__ = ["LITERT", "feed_of", "open_session", "sharing_builder", "versions"]
 
 CPU = torch.device("cpu")
 DEFAULT = SessionSettings()  # one thread

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from autocompress import ParetoFront, Task, read_front, search
-from autocompress.results.files import FLOAT_FOLDER, RUN_FILE, model_path
+from autocompress.results.files import FLOAT_FOLDER, RUN_FILE, TRIALS_FILE, model_path
 from benchmarks.bench import LITERT, feed_of, file_accuracy, open_session
 from benchmarks.bench_latency import timed_in_litert
 from benchmarks.litert_networks import NETWORKS
@@ -134,15 +134,19 @@ def checks_of(
     return figures
 
 
-def record_of(run: Path) -> dict[str, Any]:
+def record_of(run: Path, trials: int = 0) -> dict[str, Any]:
     """Return the run.json of a search that has ended, else nothing.
 
     Args:
         run: its folder, which may be missing.
+        trials: that it must have made; one that was stopped has fewer.
     """
-    path = run / RUN_FILE
+    path, made = run / RUN_FILE, run / TRIALS_FILE
     record = json.loads(path.read_text()) if path.is_file() else {}
-    return record if record.get("seconds") is not None else {}
+    if record.get("seconds") is None:
+        return {}
+    rows = made.read_text().splitlines()[1:] if made.is_file() else []
+    return record if len(rows) >= trials else {}
 
 
 def samples_of(task: Task, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -167,13 +171,14 @@ def measure(name: str, folder: Path, trials: int, rounds: int) -> dict[str, floa
 
     Args:
         name: of `NETWORKS`.
-        folder: of the run and the files; a search that has ended there is taken as it is.
+        folder: of the run and the files; a search of as many trials that has ended there is taken
+            as it is.
         trials: of the search.
         rounds: of the timing.
     """
-    task, run = NETWORKS[name](), folder / "run"
+    task, run = NETWORKS[name](), folder / f"run{trials}"
     folder.mkdir(parents=True, exist_ok=True)
-    if not record_of(run):
+    if not record_of(run, trials):
         search(task, target=TARGET, n_trials=trials, out=run)
     front, float_file = read_front(run), model_path(run / FLOAT_FOLDER)
     names = tuple(one.name for one in open_session(str(float_file), LITERT).get_inputs())
@@ -232,7 +237,7 @@ def main() -> None:
         folder = arguments.out or Path(place)
         for name in [arguments.only] if arguments.only else NETWORKS:
             figures |= measure(name, folder / name, trials, rounds)
-            write_figures(arguments.json, figures)  # a later network may fail
+            write_figures(arguments.json, figures, settings=LITERT)  # a later network may fail
     for key, value in figures.items():
         print(f"{key:44}{value:.5g}")
 

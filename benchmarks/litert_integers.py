@@ -115,7 +115,7 @@ def main() -> None:
         figures |= measure(name, digits_task(model), True, rounds)
     for name in () if arguments.quick else ("resnet", "mobilenet"):
         figures |= measure(name, network(name), False, rounds)
-    write_figures(arguments.json, figures)
+    write_figures(arguments.json, figures, settings=LITERT)
 
 
 if __name__ == "__main__":

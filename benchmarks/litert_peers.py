@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bench import sharing_builder
+
 INT8, DYNAMIC = "int8", "dynamic"  # what is compared, and the ends of the keys
 RECIPES = {INT8: "static_wi8_ai8", DYNAMIC: "dynamic_wi8_afp32"}
 SIGNATURE = "serving_default"
@@ -22,12 +24,11 @@ IDENTIFIER = b"TFL3"  # of the format
 
 def _changed(content: bytes, change: Callable[[Any, Any], None]) -> bytes:
     """Return a file after a change of its objects, which gets the schema and the model."""
-    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(bytearray(content), 0)
     change(schema, model)
-    builder = flatbuffers.Builder(len(content))
+    builder = sharing_builder()
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
 
@@ -71,7 +72,8 @@ def bare(content: bytes) -> bytes:
 
     Returns:
         The file with the names of its inputs and outputs alone, and without signature, metadata
-        and the ranges that are written beside scales.
+        and the ranges that are written beside scales. Equal zero points are written once, as in our
+        files.
     """
 
     def change(schema: Any, model: Any) -> None:

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench import versions
+from benchmarks.bench import DEFAULT, SessionSettings, versions
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni")  # as /proc/cpuinfo names them
 
@@ -48,7 +48,10 @@ def instructions() -> str:
 
 
 def write_figures(
-    path: str | None, figures: Mapping[str, float], more: Mapping[str, Any] | None = None
+    path: str | None,
+    figures: Mapping[str, float],
+    more: Mapping[str, Any] | None = None,
+    settings: SessionSettings = DEFAULT,
 ) -> None:
     """Write {"figures": {key: number}, "machine": {...}, "versions": {...}} and date and command.
 
@@ -56,10 +59,11 @@ def write_figures(
         path: of the file; None writes nothing.
         figures: number by key.
         more: further entries of the file.
+        settings: of the sessions, whose runtime is among the versions.
     """
     if path is None:
         return
-    runtimes = versions()
+    runtimes = versions(settings)
     machine = {key: runtimes.pop(key) for key in ("machine", "processor")}
     machine |= {"processors": f"{os.cpu_count()} processors", "instructions": instructions()}
     name, *words = sys.argv

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ pytest.importorskip("ai_edge_litert")
 
 from autocompress.targets.device.litert.flat_file import FlatFile, Rows
 from autocompress.targets.device.litert.operators import flat_graph, read_flat
+from benchmarks import litert
 from benchmarks.bench import LITERT, open_session
 from benchmarks.litert import File, checks_of, chosen, figures_of, record_of
 from benchmarks.litert_networks import WORDS, Keywords, spoken
 from benchmarks.litert_peers import DYNAMIC, INT8, SIGNATURE, bare, named, write
+from benchmarks.output import write_figures
 
 PEER = File(INT8, Path(), 1000, 0.9, 0.88, 0.8)
 
@@ -89,6 +92,41 @@ def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert record_of(tmp_path) == {}
     (tmp_path / "run.json").write_text('{"seed": 0, "seconds": 3.5}')
     assert record_of(tmp_path) == {"seed": 0, "seconds": 3.5}
+    assert record_of(tmp_path, 2) == {}
+    (tmp_path / "trials.csv").write_text("number,state\n0,COMPLETE\n")
+    assert record_of(tmp_path, 2) == {}, "a search that is stopped writes its seconds too"
+    (tmp_path / "trials.csv").write_text("number,state\n0,COMPLETE\n1,PRUNED\n")
+    assert record_of(tmp_path, 2) == {"seed": 0, "seconds": 3.5}
+
+
+def test_a_run_of_other_trials_is_another_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def searched(*_: object, out: Path, n_trials: int, **__: object) -> None:
+        out.mkdir()
+        (out / "run.json").write_text('{"seconds": 1.0}')
+        (out / "trials.csv").write_text("\n".join(["number", *map(str, range(n_trials))]))
+        started.append(n_trials)
+
+    def stopped(*_: object) -> None:
+        raise StopError
+
+    started: list[int] = []
+    monkeypatch.setattr(litert, "NETWORKS", {"net": lambda: None})
+    monkeypatch.setattr(litert, "search", searched)
+    monkeypatch.setattr(litert, "read_front", stopped)
+    for trials in (4, 20, 4, 20):
+        with pytest.raises(StopError):
+            litert.measure("net", tmp_path, trials, 1)
+    assert started == [4, 20]
+
+
+def test_the_version_of_litert_is_written(tmp_path: Path) -> None:
+    write_figures(str(tmp_path / "figures.json"), {"a": 1.0}, settings=LITERT)
+    assert "litert" in json.loads((tmp_path / "figures.json").read_text())["versions"]
 
 
 def small_file() -> bytes:
@@ -142,6 +180,29 @@ def test_a_bare_file_keeps_its_scales() -> None:
     values = np.array([[0.2, 0.3, 0.9, -7.0]], np.float32)
     expected = np.array([[0.0, 0.5, 1.0, -7.0]], np.float32)
     np.testing.assert_array_equal(output(bare(file.content()), values), expected)
+
+
+def test_a_bare_file_writes_equal_zero_points_once_as_ours_do() -> None:
+    channels, sizes = 64, []
+    for layers in (1, 3):
+        file = FlatFile()
+        number = file.tensor((1, channels), "float32", "image")
+        file.inputs = [number]
+        for _ in range(layers):
+            values = np.ones((channels, channels), np.int8)
+            scale = np.linspace(0.1, 0.2, channels, dtype=np.float32)
+            weight, after = (
+                file.constant(values, "", Rows(scale)),
+                file.tensor((1, channels), "float32"),
+            )
+            file.add("FULLY_CONNECTED", [number, weight, -1], [after], "FullyConnectedOptions")
+            number = after
+        file.tensors[number].name = "back"
+        file.outputs = [number]
+        content = file.content()
+        assert len(bare(content)) == len(content)
+        sizes.append(len(content))
+    assert sizes[1] - sizes[0] < 2 * (channels * channels + 4 * channels) + 2 * 8 * channels
 
 
 @pytest.mark.parametrize("method", [INT8, DYNAMIC])

@@ -86,8 +86,13 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
 
     Returns:
         Exit code.
+
+    Raises:
+        TargetError: the target takes .tflite files, and LiteRT is not installed here.
     """
     target = find_target(arguments.target, present=False, portable=arguments.portable)
+    if target.litert:  # its package writes the files too
+        find_target(arguments.target)
     SearchSpace.load(arguments.space)  # its errors come before the task is loaded
     task = on_student(prepared_task(arguments, target))
     space = SearchSpace.load(arguments.space, task.pipeline, target.phase)
@@ -98,10 +103,10 @@ def export_probes_command(arguments: argparse.Namespace) -> int:
     builder = replace(builder_for(task, modules, target), forms=forms)
     subject = subject_of(task, builder, layout_of(builder), space.bind(builder.module_map, target))
     count = export_probes(subject, target, Path(arguments.to))
+    table = Path(arguments.to) / RESULT_FILE
     console.print(
         f"{arguments.to}: {count} models; on the device: python {SCRIPT_FILE}; then: autocompress "
-        f"search TASK "
-        f"--target-table {Path(arguments.to) / RESULT_FILE}",
+        f"search TASK --target {arguments.target} --target-table {table}",
         highlight=False,
     )
     return 0

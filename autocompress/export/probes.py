@@ -20,6 +20,7 @@ import autocompress.targets.device
 from autocompress.errors import TargetError
 from autocompress.results.files import write_atomic, write_json
 from autocompress.targets.device.job import FEED_FILE, PROBES_FILE
+from autocompress.targets.device.litert.nodes import profile_digest
 from autocompress.targets.device.tuning import Source
 from autocompress.targets.latency_model.plan import Plan, Subject
 from autocompress.targets.latency_model.profile import job_of
@@ -90,6 +91,8 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
         allow_pickle=False,
         **{name: np.asarray(array) for name, array in subject.feed.items()},
     )
+    flat = names["profiled"] if target.litert else []
+    digests = [profile_digest(str(folder / name)) for name in flat]
     data = {
         "baseline": names["baseline"][0],
         "product": names["product"][0],
@@ -106,6 +109,7 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
             "model": subject.layout.digest,
             "multiples": dict(subject.layout.multiples),
             "integer_forms": subject.layout.integer_forms,
+            "files": digests,
         },
     }
     write_json(folder / PROBES_FILE, data)

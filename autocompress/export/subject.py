@@ -109,7 +109,7 @@ def layout_of(builder: Builder) -> Layout:
 
     def packed(module: CompressibleModule, config: ModuleConfig) -> bool:
         if builder.flat_shapes is not None:  # LiteRT's own kernels, which take three times as long
-            return config.weight_bits == 4 and module.kind in ("linear", "conv")
+            return config.weight_bits == 4 and module.kind in ("linear", "conv", "recurrent")
         return (
             builder.module_kernels.weight_only_level(module, config) is not None
             or builder.module_kernels.table_block(module, config) is not None

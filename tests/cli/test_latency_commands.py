@@ -79,6 +79,25 @@ def test_a_table_that_cannot_be_merged_is_kept_alone(
     assert len(measured) == 2
 
 
+def test_probes_for_litert_need_its_package_before_the_task_is_loaded(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(latency_commands, "prepared_task", loaded)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    to = tmp_path / "probes"
+    given = ("--target", "litert-cpu", "--to", to)
+    code, _, error = run(capsys, "export-probes", "t", *given)
+    assert (code, error) == (
+        1,
+        "autocompress: target litert-cpu: LiteRT is not installed; pip install "
+        "'autocompress[litert]'\n",
+    )
+    assert not to.exists()
+
+
 def test_a_table_that_was_not_written_is_said_to_be_lost(
     measured, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

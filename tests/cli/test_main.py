@@ -256,8 +256,8 @@ def test_probes_tables_and_where_the_time_goes(
     )
     assert code == 0
     assert (
-        "models; on the device: python measure.pyz; then: autocompress search TASK --target-table"
-        in out
+        "models; on the device: python measure.pyz; then: autocompress search TASK --target "
+        "onnxruntime-cpu --target-table" in out
     )
     assert {"measure.pyz", "probes.json", "inputs.npz"} <= {
         path.name for path in (tmp_path / "probes").iterdir()

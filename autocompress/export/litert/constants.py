@@ -93,8 +93,12 @@ def split(node: NodeProto, inputs: Sequence[Known | None]) -> list[Weight | Arra
     scales = [first.scale] * len(node.output)
     if first.scale is not None and first.axis == axis:
         scales = [*np.split(first.scale, ends)]
-    for i, values in enumerate(np.split(first.values, ends, axis)):
-        parts.append(first._replace(values=values, scale=scales[i], name=f"{first.name}[{i}]"))
+    begins = [0, *(int(end) for end in ends)]
+    for begin, scale, values in zip(
+        begins, scales, np.split(first.values, ends, axis), strict=True
+    ):
+        name = f"{first.name}[{axis}:{begin}]"  # equal names and shapes are one constant of a file
+        parts.append(first._replace(values=values, scale=scale, name=name))
     return parts
 
 

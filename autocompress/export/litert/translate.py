@@ -165,10 +165,12 @@ def translate_node(t: Translator, node: NodeProto) -> None:
     inputs = [t.known[name] if name else None for name in node.input]
     parts = split(node, inputs) if node.op_type == "Split" else None
     if parts is not None:
+        t.trace(node)
         t.known.update(zip(node.output, parts, strict=True))
         return
     result = folded(node, inputs) if len(node.output) == 1 else None
     if result is not None:
+        t.trace(node)
         t.known[node.output[0]] = result
     elif node.op_type in COPIES:
         t.alias(node, t.value(node, 0))

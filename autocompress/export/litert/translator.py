@@ -22,6 +22,7 @@ from autocompress.export.litert.values import (
 )
 from autocompress.targets.device.litert.flat_file import INT4, Array, FlatFile, Rows, schema
 
+WEIGHT = ".weight"  # end of the name of a module's weight
 SCOPES = "pkg.torch.onnx.name_scopes"  # metadata of the exporter: modules around a node
 
 
@@ -37,6 +38,7 @@ class Translator:
         ends: the same behind what was fused to the operator.
         done: tensors of the graph that an earlier node has written already.
         stored: name of the initializer by the address of its numbers, which its transposes share.
+        roots: weights of modules that each computed constant follows from, in the order of inputs.
     """
 
     readers: Mapping[str, Sequence[NodeProto | None]]
@@ -46,6 +48,7 @@ class Translator:
     ends: dict[int, str] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     stored: dict[int, str] = field(default_factory=dict)
+    roots: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _weights: dict[tuple[str, tuple[int, ...], bytes], int] = field(default_factory=dict)
     _made_by: dict[int, Any] = field(default_factory=dict)
 
@@ -322,6 +325,24 @@ class Translator:
             kind = INT4 if bits == 4 else ""
             self._weights[key] = self.file.constant(values, "", rows, kind)
         return self._weights[key]
+
+    def trace(self, node: NodeProto) -> None:
+        """Remember the weights that the outputs of a node of constants follow from.
+
+        Args:
+            node: of the graph.
+        """
+        found = dict.fromkeys(root for name in node.input for root in self.weights_of(name))
+        for name in node.output:
+            self.roots[name] = (name,) if name.endswith(WEIGHT) else tuple(found)
+
+    def weights_of(self, name: str) -> tuple[str, ...]:
+        """Return the names of the weights of modules that a constant follows from.
+
+        Args:
+            name: of the constant in the graph.
+        """
+        return self.roots.get(name, (name,) if name.endswith(WEIGHT) else ())
 
     def read_once(self, name: str) -> NodeProto | None:
         """Return the only reader of a tensor of the graph, None if there are others.

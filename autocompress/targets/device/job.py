@@ -122,6 +122,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
         report: called with (current step, done share of it).
     """
     begun = time.monotonic()
+    machine = versions(job.settings)  # what fails must fail before all is measured
 
     def left_s() -> float:
         return float("inf") if job.limit_s is None else job.limit_s - (time.monotonic() - begun)
@@ -152,7 +153,7 @@ def measure(job: Job, report: Report = lambda what, share: None) -> JobResult:
     rate = _product_rate(job.product, settings)
     shares = (timing.baseline_ms, timing.ratios, timing.intervals)
     return JobResult(
-        versions(settings),
+        machine,
         settings,
         tuning,
         *shares,

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,17 @@ def versions(settings: SessionSettings = DEFAULT) -> dict[str, str]:
 
         names["openvino"] = str(openvino.__version__)
     if settings.runtime == "litert":
-        names["litert"] = version("ai-edge-litert")
+        names["litert"] = _litert_version()
     return names
+
+
+def _litert_version() -> str:
+    try:
+        return version("ai-edge-litert")
+    except PackageNotFoundError:  # of a nightly build, or of a build without metadata
+        import ai_edge_litert
+
+        return str(getattr(ai_edge_litert, "__version__", "unknown"))
 
 
 def _processor() -> str:

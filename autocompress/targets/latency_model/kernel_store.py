@@ -21,7 +21,7 @@ from autocompress.targets.latency_model.fitting.kernel_times import profiled_ker
 from autocompress.targets.latency_model.run import SURROUNDINGS, Known, Place, Run
 from autocompress.targets.latency_model.table_rows import COLUMNS, known_of
 
-FORMAT = 1
+FORMAT = 2  # 1 gave all time of recurrent layers in .tflite files to one of their matrices
 FORGOTTEN = 8  # models that an older mean counts as at most, so that it follows the machine
 FEWEST_SHARED = 3  # kernels that show how much faster the machine is than it was
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
 from autocompress.targets.analytic import RULES
 from autocompress.targets.device.job import Report
+from autocompress.targets.device.litert.nodes import profile_digest
 from autocompress.targets.device.result import JobResult, read_result, versions
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.latency_model.latency_table import LatencyTable
@@ -153,33 +153,55 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
     probes = _probes(path)
     if probes is None:
         table = LatencyTable.load(path)
-    elif probes.plan["model"] != subject.layout.digest:
-        raise TargetError(
-            f"{path}: was measured with the probes of another model; export probes of this one"
-        )
+        _check_target(path, table.target, target)
     else:
-        table = replace(
-            table_of(subject, target, Plan.from_json(probes.plan), probes),
-            target=probes.plan["target"],
-        )
-    if table.target != target.name:
-        raise TargetError(f"{path}: table of target {table.target}, not of {target.name}")
+        _check_target(path, probes.plan["target"], target)
+        if probes.plan["model"] != subject.layout.digest:
+            raise TargetError(
+                f"{path}: was measured with the probes of another model; export probes of this one"
+            )
+        if target.litert:
+            _check_files(path, subject, probes)
+        table = table_of(subject, target, Plan.from_json(probes.plan), probes)
     other = target.serves(table.settings)
     if other:
         raise TargetError(
             f"{path}: table of target {target.name} with {other}; measure it again with: "
             "autocompress profile TASK --target T --out FILE"
         )
-    here = versions(target.settings)
-    if not is_foreign(table) and table.versions != here:
-        there = table.versions
-        differing = [name for name, version in here.items() if there.get(name) != version]
+    # Versions of other runtimes do not matter.
+    own = ("machine", "processor", target.settings.runtime)
+    here = {name: version for name, version in versions(target.settings).items() if name in own}
+    there = table.versions
+    differing = [name for name, version in here.items() if there.get(name) != version]
+    if not is_foreign(table) and differing:
         changed = ", ".join(f"{name} {there.get(name)} (here {here[name]})" for name in differing)
         raise TargetError(
             f"{path}: was measured with {changed}; measure it again with: autocompress profile "
             f"TASK --out FILE"
         )
     return table
+
+
+def _check_target(path: Path, name: str, target: Target) -> None:
+    """Refuse a file of another target."""
+    if name != target.name:
+        raise TargetError(f"{path}: table of target {name}, not of {target.name}")
+
+
+def _check_files(path: Path, subject: Subject, probes: JobResult) -> None:
+    """Refuse profiles of .tflite files that are not those which would be written here.
+
+    Profiles name tensors by their numbers in the files.
+    """
+    plan = Plan.from_json(probes.plan)
+    candidates = plan.profiled[: len(probes.profiles)]
+    digests = [profile_digest(subject.noise_file(candidate)[0]) for candidate in candidates]
+    if probes.plan.get("files", [])[: len(digests)] != digests:
+        raise TargetError(
+            f"{path}: was measured with files that another version of autocompress wrote; export "
+            "probes again"
+        )
 
 
 def table_digest(path: Path | None) -> str:
@@ -217,15 +239,19 @@ def table_forms(path: Path, target: Target) -> dict[str, IntegerForm]:
 
     Args:
         path: file of a table, or of probes' measurements.
-        target: must allow the forms.
+        target: must be that of the table, and allow the forms.
 
     Raises:
-        TargetError: if the target does not allow them, or this machine cannot run such files.
+        TargetError: if the table is of another target, the target does not allow the forms, or this
+            machine cannot run such files.
     """
     probes = _probes(path)
-    forms = (
-        LatencyTable.load(path).integer_forms if probes is None else probes.plan["integer_forms"]
-    )
+    if probes is None:
+        table = LatencyTable.load(path)
+        name, forms = table.target, table.integer_forms
+    else:
+        name, forms = probes.plan["target"], probes.plan["integer_forms"]
+    _check_target(path, name, target)
     signed = any(not IntegerForm(form).portable for form in forms.values())
     if signed and target.portable and not target.litert:
         raise TargetError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,15 @@ def test_recurrent_layers_compute_what_is_simulated(
     compressor = Compressor.of(builder)
     recurrent = [module.name for module in builder.module_map if module.kind == "recurrent"]
     assert len(recurrent) == 2, "the weights of the inputs and of the state"
+    layout, modules = layout_of(builder), {one.name: one for one in builder.module_map}
+    for name in recurrent:
+        forms = [layout.form(modules[name], ModuleConfig(weight_bits=bits)) for bits in (8, 4)]
+        assert forms == ["float", "nbits4-0"], "as LiteRT computes them"
+    graph, owners = builder.placeholder_graph(Candidate())
+    flat = builder.flat(graph)
+    bytes_of = flat_bytes_by_module(flat.content, owners_of(flat, owners), recurrent)
+    for name in recurrent:
+        assert bytes_of[name] >= 4 * math.prod(modules[name].weight_shape)
     sizes = [builder.float_bytes]
     for config in (
         ModuleConfig(weight_bits=16),

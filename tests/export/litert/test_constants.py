@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("ai_edge_litert")
 
-from autocompress.export.litert.constants import folded, initial
+from autocompress.export.litert.constants import folded, initial, split
 from autocompress.export.litert.values import Rounded, Scales, Sums, Value, Weight
 
 
@@ -51,6 +51,24 @@ def test_rounded_inputs_meet_their_weight() -> None:
     assert folded(helper.make_node("Cast", ["m"], ["f"], to=TensorProto.FLOAT), [sums]) is sums
     scales = folded(helper.make_node("Mul", ["s", "ws"], ["b"]), [parts[1], np.ones(2)])
     assert isinstance(scales, Scales)
+
+
+def test_parts_of_splits_with_other_sizes_have_other_names() -> None:
+    """Equal names and shapes are one constant of a file."""
+    values = np.arange(64, dtype=np.int8).reshape(8, 8)
+    weight = Weight(values, np.ones(8, np.float32), 0, 8, "w")
+    named: dict[tuple[str, tuple[int, ...]], bytes] = {}
+    for axis in (0, 1):
+        for sizes in ([4, 2, 2], [2, 4, 2], [2, 2, 4]):
+            node = helper.make_node("Split", ["w", "s"], ["a", "b", "c"], axis=axis)
+            parts = split(node, [weight, np.array(sizes)])
+            assert parts is not None
+            again = helper.make_node("Split", ["a"], ["d", "e"], axis=1 - axis, num_outputs=2)
+            halves = [one for part in parts for one in split(again, [part]) or ()]
+            for part in (*parts, *halves):
+                assert isinstance(part, Weight)
+                content = part.values.tobytes()
+                assert named.setdefault((part.name, part.values.shape), content) == content
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.FLOAT16])

@@ -81,6 +81,11 @@ def test_a_device_with_litert_alone_measures_a_table(
     assert table.predict_ms(subject.layout, Candidate()) == pytest.approx(
         table.baseline_ms, rel=0.5
     )
+    for files in (data["plan"]["files"][::-1], []):
+        plan = {**data["plan"], "files": files}
+        (folder / "other.json").write_text(json.dumps({**data, "plan": plan}))
+        with pytest.raises(TargetError, match=r"other\.json: was measured with files that .*; exp"):
+            cached_table(subject, TARGET, folder / "other.json")
     data["plan"]["target"] = "litert-micro"
     (folder / RESULT_FILE).write_text(json.dumps(data))
     with pytest.raises(TargetError, match="of target litert-micro, not of litert-cpu"):

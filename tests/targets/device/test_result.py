@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
+
 import pytest
 
 from autocompress.targets.device import result
 from autocompress.targets.device.result import processor_name, versions
+from autocompress.targets.device.sessions import LITERT
 
 X86 = (
     "processor\t: 0\ncpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon\nmicrocode\t: 0x1\n"
     "flags\t\t: fpu sse4_1 avx avx2 fma avx512f\n"
 )
 X86_INSTRUCTIONS = ("avx512dq", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+
+
+@pytest.mark.parametrize(("own", "expected"), [("7.1", "7.1"), (None, "unknown")])
+def test_litert_without_metadata_has_a_version(
+    own: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    package = ModuleType("ai_edge_litert")
+    if own is not None:
+        package.__version__ = own  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", package)
+    monkeypatch.setattr(result, "version", missing)
+    assert versions(LITERT)["litert"] == expected
 
 
 def test_an_update_of_the_system_leaves_the_processor_as_it_is() -> None:

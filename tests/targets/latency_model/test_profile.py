@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from autocompress.targets.device.job import Job
 from autocompress.targets.device.result import JobResult as Found
 from autocompress.targets.device.result import versions
 from autocompress.targets.device.result import write_result as write_found
-from autocompress.targets.device.sessions import DEFAULT, SessionSettings
+from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.latency_model import profile, stored_tables
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, Subject, form_choices
@@ -314,12 +313,46 @@ def test_what_probes_found_is_a_table(tmp_path: Path) -> None:
         load_table(subject(), TARGET, path)
 
 
+def test_probes_of_another_target_are_refused_before_their_forms_are_looked_at(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "measured.json"
+    probes(path, target="litert-cpu", integer_forms={"a": "signed"})
+    message = "table of target litert-cpu, not of onnxruntime-cpu$"
+    with pytest.raises(TargetError, match=message):
+        table_forms(path, TARGET)
+    with pytest.raises(TargetError, match=message):
+        load_table(subject(), TARGET, path)
+    made_table(target="phone").save(path)
+    with pytest.raises(TargetError, match=r"table of target phone, not of onnxruntime-cpu$"):
+        table_forms(path, TARGET)
+
+
+def test_versions_of_other_runtimes_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = {"machine": "x", "processor": "p", "onnxruntime": "2.0", "litert": "1.0"}
+    monkeypatch.setattr(stored_tables, "versions", lambda *_: here)
+    target, path = find_target("litert-cpu", present=False), tmp_path / "table.json"
+    for there in ({"onnxruntime": "1.0"}, {}):
+        own = {key: here[key] for key in ("machine", "processor", "litert")}
+        made_table(target="litert-cpu", settings=target.settings, versions={**own, **there}).save(
+            path
+        )
+        assert load_table(subject(), target, path).versions == {**own, **there}
+    made_table(
+        target="litert-cpu", settings=target.settings, versions={**here, "litert": "0.9"}
+    ).save(path)
+    with pytest.raises(TargetError, match=r"was measured with litert 0\.9 \(here 1\.0\); measure"):
+        load_table(subject(), target, path)
+
+
 def test_signed_forms_need_exact_products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "measured.json"
     probes(path, integer_forms={"a": "signed"})
-    exact = SimpleNamespace(portable=False, litert=False, settings=DEFAULT)
+    exact = replace(TARGET, portable=False)
     with pytest.raises(TargetError, match="was measured with --no-portable; give --no-portable"):
-        table_forms(path, SimpleNamespace(portable=True, litert=False, settings=DEFAULT))
+        table_forms(path, replace(TARGET, portable=True))
     monkeypatch.setattr(stored_tables, "products_saturate", lambda settings: True)
     with pytest.raises(TargetError, match="which this processor does not compute; measure with"):
         table_forms(path, exact)

@@ -36,6 +36,7 @@ class _Layer:
         rows: samples.
         recurrent: number of the (gates x width, width) weight of the state.
         bias: (gates x width,) of the state's product; None for none.
+        weight: name in the graph of the state's weight, whose module the steps belong to.
         state: number of the (rows, width) state; None for zeros.
         cell: the same of the cell of an LSTM.
         outputs: number of the state after each step, by step.
@@ -47,6 +48,7 @@ class _Layer:
     rows: int
     recurrent: int
     bias: Array | None
+    weight: str
     state: int | None
     cell: int | None
     outputs: dict[int, int] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class _Layer:
     def run(self, code: str, *inputs: int, width: int = 0, kind: str = "", **options: Any) -> int:
         """Add an operator that writes (rows, width) and return its output; 0 for `self.width`."""
         output = self.t.file.tensor((self.rows, width or self.width), "float32")
-        self.t.names[output] = self.node.output[0]
+        self.t.names[output] = self.weight
         return self.t.add(code, inputs, output, kind, **options)
 
     def times(self, first: int, second: int) -> int:
@@ -73,7 +75,7 @@ class _Layer:
     def parts(self, number: int, count: int) -> list[int]:
         """Return equal parts of the columns of a tensor."""
         outputs = [self.t.file.tensor((self.rows, self.width), "float32") for _ in range(count)]
-        self.t.names.update(dict.fromkeys(outputs, self.node.output[0]))
+        self.t.names.update(dict.fromkeys(outputs, self.weight))
         axis = self.t.constant(np.array(1, np.int32))
         self.t.file.add("SPLIT", [axis, number], outputs, "SplitOptions", numSplits=count)
         return outputs
@@ -197,14 +199,30 @@ def _opened(
             shift = second
         of_inputs = t.constant(first)
     product = t.file.tensor((steps, rows, wide), "float32")
-    t.names[product] = node.output[0]
+    weight_name = _weight_of(t, node, 1, direction, directions)
+    t.names[product] = weight_name
     inputs = [t.read(value), of_input, of_inputs]
     t.add("FULLY_CONNECTED", inputs, product, "FullyConnectedOptions", keepNumDims=True)
     parts = [t.file.tensor((rows, wide), "float32") for _ in range(steps)]
-    t.names.update(dict.fromkeys(parts, node.output[0]))
+    t.names.update(dict.fromkeys(parts, weight_name))
     t.file.add("UNPACK", [product], parts, "UnpackOptions", num=steps, axis=0)
     state, cell = (_initial(t, node, position, direction, directions) for position in (5, 6))
-    return _Layer(t, node, width, rows, of_state, shift, state, cell), parts
+    weight_name = _weight_of(t, node, 2, direction, directions)
+    return _Layer(t, node, width, rows, of_state, shift, weight_name, state, cell), parts
+
+
+def _weight_of(
+    t: Translator, node: NodeProto, position: int, direction: int, directions: int
+) -> str:
+    """Return the weight of a module that an input follows from, in one direction.
+
+    Returns:
+        Its name in the graph; the operator's output where no single weight is behind the input.
+    """
+    weights = t.weights_of(node.input[position])
+    if len(weights) == directions:
+        return weights[direction]
+    return weights[0] if len(weights) == 1 else node.output[0]
 
 
 def _of_direction(t: Translator, node: NodeProto, position: int, direction: int) -> Weight | Array:

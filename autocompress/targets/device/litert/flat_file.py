@@ -198,7 +198,7 @@ class FlatFile:
         model = schema().ModelT()
         model.version, model.subgraphs, model.buffers = VERSION, [graph], self._buffers
         model.operatorCodes = [self._code(name) for name in self._codes]
-        builder = _sharing_builder()
+        builder = sharing_builder()
         builder.Finish(model.Pack(builder), file_identifier=FLAT)
         return bytes(builder.Output())
 
@@ -210,7 +210,7 @@ class FlatFile:
         return code
 
 
-def _sharing_builder() -> Any:
+def sharing_builder() -> Any:
     """Return a builder that writes equal zero points once.
 
     They take 8 bytes each, and LiteRT asks for one per scale.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from ..profiler import NodeTime
 from .flat_file import TYPES, schema
 from .operators import computed, read_flat, tensor_name
@@ -59,3 +61,17 @@ def flat_nodes(model: bytes | str) -> list[NodeTime]:
         operator = OPERATORS.get(node.code, node.code)
         nodes.append(NodeTime(operator, names, 0.0, tuple(inputs), ends, weights))
     return nodes
+
+
+def profile_digest(model: bytes | str) -> str:
+    """Return a hash of what a profile of a file tells: operators, shapes and numbers of tensors.
+
+    The values of weights play no part.
+
+    Args:
+        model: content or path of the file.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    return hashlib.sha256(repr(flat_nodes(model)).encode()).hexdigest()[:16]

@@ -19,14 +19,18 @@ from flat_runs import (
     scales,
     stored,
 )
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from autocompress.errors import ExportError
 from autocompress.export.litert.operators.recurrent import DIRECTIONS, GATES
+from autocompress.export.litert.parts import NODE_BYTES, flat_bytes_by_module
+from autocompress.export.litert.translate import owners_of
 from autocompress.targets.device.litert.flat_file import schema
+from autocompress.targets.device.litert.nodes import flat_nodes
 from autocompress.targets.device.litert.operators import flat_graph, read_flat
 from autocompress.targets.device.sessions import LITERT, open_session
+from autocompress.targets.latency_model.attribution import OriginalGraph, _owners_of
 
 STEPS, ROWS, COLUMNS, WIDTH = 5, 2, 6, 8
 Array = np.ndarray[Any, Any]
@@ -135,6 +139,57 @@ def test_integers_of_the_weights_stay_integers_in_the_file(
     assert all(len(rows) == wide for _, rows in found), "a scale per row"
     codes = {node.operator for node in flat_graph(flat.content).nodes}
     assert not codes & {"CONCATENATION", "STRIDED_SLICE"}, "gates are ordered before the file"
+
+
+@pytest.mark.parametrize("bits", [32, 16, 8, 4])
+@pytest.mark.parametrize("kind", sorted(GATES))
+@pytest.mark.parametrize("sides", [("",), ("", "_reverse")])
+def test_each_matrix_has_its_own_bytes_and_times(
+    kind: str, bits: int, sides: tuple[str, ...]
+) -> None:
+    wide, x = GATES[kind] * WIDTH, {"x": numbers(STEPS, ROWS, COLUMNS)}
+    nodes: list[Any] = []
+    tensors: list[TensorProto] = []
+    ends: dict[str, list[str]] = {"ih": [], "hh": []}
+    elements = {}
+    for side in sides:
+        for name, columns in (("ih", COLUMNS), ("hh", WIDTH)):
+            module = f"{name}_l0{side}"
+            weight, elements[module] = f"{module}.weight", wide * columns
+            if bits >= 16:
+                values = numbers(wide, columns).astype(f"float{bits}")
+                tensors.append(numpy_helper.from_array(values, f"{module}/gates"))
+                nodes.append(
+                    helper.make_node("Cast", [f"{module}/gates"], [weight], to=TensorProto.FLOAT)
+                )
+            else:
+                more, packs = packed(weight, integers(wide, columns, bits=bits), scales(wide), bits)
+                nodes += more
+                tensors += packs
+            nodes += gates(kind, module, weight)
+            ends[name].append(module)
+    for name, parts in ends.items():
+        nodes.append(helper.make_node("Concat", parts, [name], axis=0))
+    direction = "bidirectional" if sides[1:] else "forward"
+    nodes.append(node_of(kind, ["x", "ih", "hh"], ["y"], direction=direction))
+    proto = graph_of(nodes, x, {"zero": np.array([0])})
+    proto.graph.initializer.extend(tensors)
+    flat, _ = flat_run(proto, x)
+    # As a graph is written: the operator belongs to the last of its matrices.
+    owners = {**{f"{module}.weight": module for module in elements}, "y": [*elements][-1]}
+    owners = owners_of(flat, owners)
+    sizes = flat_bytes_by_module(flat.content, owners, elements)
+    for module, count in elements.items():
+        stored_size = count * bits // 8
+        assert stored_size <= sizes[module] < stored_size + 4 * wide + 100 * NODE_BYTES
+    original = OriginalGraph(flat_graph(flat.content), owners, frozenset(elements))
+    profile = flat_nodes(flat.content)
+    products = [_owners_of(node, original, frozenset()) for node in profile if node.weights]
+    assert set(products) == {(module,) for module in elements}
+    assert products.count((f"ih_l0{sides[-1]}",)) == 1
+    assert products.count((f"hh_l0{sides[-1]}",)) == STEPS - 1
+    steps = [_owners_of(one, original, frozenset()) for one in profile if one.operator == "TANH"]
+    assert {one for (one,) in steps} == {module for module in elements if "hh" in module}
 
 
 def test_weights_of_16_bits_of_two_directions_are_two() -> None:

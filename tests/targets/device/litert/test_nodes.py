@@ -13,7 +13,7 @@ pytest.importorskip("ai_edge_litert")
 from autocompress.export.litert.translate import translated
 from autocompress.targets.analytic import analytic_times, moved_bytes, node_operations
 from autocompress.targets.device.litert.flat_file import FlatFile, Rows
-from autocompress.targets.device.litert.nodes import flat_nodes
+from autocompress.targets.device.litert.nodes import flat_nodes, profile_digest
 from autocompress.targets.device.sessions import LITERT
 from autocompress.targets.figures import Figures
 
@@ -55,3 +55,23 @@ def test_integers_have_their_own_rate_and_lookups_move_what_they_take() -> None:
     flat = translated(proto, {proto.graph.input[0].name: (1, 3)}).content
     (lookup,) = [n for n in flat_nodes(flat) if n.operator == "Gather"]
     assert moved_bytes(lookup) == 3 * 4 + 3 * 8 * 4
+
+
+def test_a_digest_tells_files_apart_whose_tensors_have_other_numbers() -> None:
+    def content(value: float, width: int = 5, more: bool = False) -> bytes:
+        file = FlatFile()
+        file.inputs = [file.tensor((3, 16), "float32", "x")]
+        if more:
+            file.tensor((1,), "float32")
+        weight = file.constant(np.full((width, 16), value, np.float32))
+        file.outputs = [file.tensor((3, width), "float32", "y")]
+        numbers = [*file.inputs, weight, -1]
+        file.add(
+            "FULLY_CONNECTED", numbers, file.outputs, "FullyConnectedOptions", keepNumDims=True
+        )
+        return file.content()
+
+    digest = profile_digest(content(1.0))
+    assert profile_digest(content(2.0)) == digest, "values play no part"
+    others = {digest, profile_digest(content(1.0, 6)), profile_digest(content(1.0, more=True))}
+    assert len(others) == 3
