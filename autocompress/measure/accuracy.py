@@ -214,7 +214,7 @@ def _run_in_parts(
     for dim, outputs in zip(dims, zip(*parts, strict=True), strict=False):
         rows_per_sample = outputs[0].shape[dim] // fixed
         joined = np.concatenate(outputs, dim)
-        results.append(joined.take(range(size * rows_per_sample), dim))
+        results.append(joined.take(np.arange(size * rows_per_sample), dim))
     return results
 
 

@@ -155,7 +155,7 @@ def _found_layout(task: Task, model: nn.Module) -> tuple[bool, int, tuple[int, .
 
 def _layout_notes(task: Task, dims: Mapping[str, int]) -> Iterator[str]:
     """Yield what is found out about the outputs, as far as it is unusual."""
-    model, primary_names = copied(task.model, shares_weights=True), []
+    model, primary_names = copied(task.model, shares_weights=True), list[str]()
     few = task.first_samples(task.validation, 2)[0][0]
     for inputs in (task.example_inputs, few):
         with torch.no_grad():

@@ -117,9 +117,9 @@ def sample_dimensions(
     answers = _whole_and_halves(task, model, inputs, along)
     if answers is None:
         return None
-    whole, halves, sizes = answers
+    whole, (one, other), sizes = answers
     dims, joined = list[int](), list[Tensor]()
-    for full, first, second in zip(whole, *halves, strict=True):
+    for full, first, second in zip(whole, one, other, strict=True):
         possible = [dim for dim in range(full.dim()) if _divides(dim, full, (first, second), sizes)]
         if not possible:
             return None
@@ -143,9 +143,9 @@ def check_depends_on_inputs(task: Task, model: nn.Module, inputs: Inputs) -> Non
     if answers is None or batch_size(inputs) < 2 or task.output_weights is None:
         return
     whole, halves, _ = answers
-    outputs = zip(task.output_weights, whole[1:], *(half[1:] for half in halves), strict=True)
-    for name, full, *parts in outputs:
-        if all(torch.equal(full, part) for part in parts):
+    for i, name in enumerate(task.output_weights, 1):
+        full = whole[i]
+        if all(torch.equal(full, half[i]) for half in halves):
             raise TaskError(
                 f"task {task.name}: output {name!r} of shape {tuple(full.shape)} is the same for "
                 "all inputs; expected a row per sample, or leave it out of output_weights"

@@ -57,6 +57,7 @@ def in_rows(task: Task, outputs: Mapping[str, int], along: int) -> Task:
         else:
             extra[name] = _metric(metric, name, primary, targets)
     loss, divergence = task.loss, task.divergence
+    splits: dict[str, Any] = {split: _moved(getattr(task, split), targets) for split in SPLITS}
     return replace(
         task,
         sample_dims=dims,
@@ -64,7 +65,7 @@ def in_rows(task: Task, outputs: Mapping[str, int], along: int) -> Task:
         extra_metrics=extra,
         loss=None if loss is None else _loss(loss, dims, targets),
         divergence=None if divergence is None else _divergence(divergence, primary),
-        **{split: _moved(getattr(task, split), targets) for split in SPLITS},
+        **splits,
     )
 
 

@@ -31,13 +31,14 @@ def target_dimensions(task: Task, along: int) -> Dimensions:
             dimension as well as the first, as (B, B) does, are taken to be like the inputs.
 
     Returns:
-        The entries whose sizes are the numbers of samples in one of their further dimensions, and
-        in the first one by accident only.
+        Entry -> dimension, for entries that have as many rows as samples in a further dimension in
+        all batches, and in the first one in some batches at most.
     """
     shapes: dict[Hashable, list[tuple[int, torch.Size]]] = {}
-    for split in SPLITS:
+    splits = [getattr(task, split) for split in SPLITS]
+    for batches in (batches for batches in splits if batches is not None):
         with seeded(0):
-            for inputs, target in islice(getattr(task, split) or (), LOOKED_AT):
+            for inputs, target in islice(batches, LOOKED_AT):
                 for key, tensor in _entries(target):
                     shapes.setdefault(key, []).append((samples_along(inputs, along), tensor.shape))
     found: dict[Hashable, int] = {}
