@@ -7,7 +7,7 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -77,16 +77,16 @@ def metric_outputs(
         device: of the model.
 
     Returns:
-        Name -> output as `model_outputs` gives it; the primary one is "".
+        Name -> (n, ...) output as `model_outputs` gives it, samples first; the primary one is "".
 
     Raises:
         UserCodeError: forward fails.
     """
     if not task.has_output_metrics:
-        return {"": model_outputs(model, inputs, device)}
+        return {"": task.rows(model_outputs(model, inputs, device))}
     result = run_model(model, to_device(inputs, device))
     outputs = {"": primary_output(result), **named_outputs(result, task.further_outputs)}
-    return {name: _collected(output) for name, output in outputs.items()}
+    return {name: task.rows(_collected(value), name or None) for name, value in outputs.items()}
 
 
 def evaluate_model(
@@ -199,21 +199,22 @@ def _run_in_parts(
     feed: Mapping[str, NDArray[Any]],
     size: int,
     fixed: int,
-    count: int,
+    dims: Sequence[int],
 ) -> list[NDArray[Any]]:
-    """Return the first `count` outputs of `size` samples from a file of batch size `fixed`.
+    """Return the first outputs of `size` samples from a file of batch size `fixed`.
 
-    The last part is padded.
+    The last part is padded. Samples are counted by dimension `dims[i]` of output i.
     """
     parts = []
     for start in range(0, size, fixed):
         rows = np.minimum(np.arange(start, start + fixed), size - 1)
         part = {name: array[rows] if array.ndim else array for name, array in feed.items()}
-        parts.append(_run(session, part)[:count])
+        parts.append(_run(session, part)[: len(dims)])
     results = []
-    for outputs in zip(*parts, strict=True):
-        rows_per_sample = len(outputs[0]) // fixed
-        results.append(np.concatenate(outputs)[: size * rows_per_sample])
+    for dim, outputs in zip(dims, zip(*parts, strict=True), strict=False):
+        rows_per_sample = outputs[0].shape[dim] // fixed
+        joined = np.concatenate(outputs, dim)
+        results.append(joined.take(np.arange(size * rows_per_sample), dim))
     return results
 
 
@@ -247,6 +248,8 @@ def evaluate_session(
     caches = cache_shapes(session.get_inputs())
     # New keys and values, which no metric reads, take as much memory as a batch has tokens.
     wanted = [value.name for value in session.get_outputs()][: len(names)] if caches else None
+    known = task.sample_dims or {}
+    dims = [known.get(name or task.primary_name, 0) for name in names]
     tally = Tally(task)
     for inputs, target in batches:
         tensors = input_tensors(inputs)
@@ -259,7 +262,7 @@ def evaluate_session(
         feed = {**feed_of(inputs, input_names), **cache_feed(caches, size)}
         _check_shapes(session, feed, task.batch_first is False)
         if isinstance(fixed, int) and fixed != size:
-            results = _run_in_parts(session, feed, size, fixed, len(names))
+            results = _run_in_parts(session, feed, size, fixed, dims)
         else:
             results = _run(session, feed, wanted)[: len(names)]
         if len(results) < len(names):
@@ -267,6 +270,8 @@ def evaluate_session(
                 f"task: the file gives {len(results)} outputs, metrics read {len(names)}: "
                 f"{', '.join(task.output_weights or ())}"
             )
-        pairs = zip(names, results, strict=True)
-        tally.add({name: torch.from_numpy(np.asarray(result)) for name, result in pairs}, target)
+        outputs = {}
+        for name, result in zip(names, results, strict=True):
+            outputs[name] = task.rows(torch.from_numpy(np.asarray(result)), name or None)
+        tally.add(outputs, target)
     return tally.scores(), tally.samples

@@ -1,18 +1,20 @@
 """Check a task, and complete it with what is found out by calling its model.
 
 `search`, `inspect` and the other entry points begin here. Behind it splits are the same in every
-pass, numbers are float32, and it is known if the first dimension of the inputs is the batch.
+pass, numbers are float32, and it is known which dimensions of inputs and outputs count samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
+from autocompress.errors import TaskError
 from autocompress.measure.accumulators import check_fresh, fresh
 from autocompress.measure.accuracy import direction_note, metric_outputs
 from autocompress.measure.checks import (
@@ -24,7 +26,13 @@ from autocompress.measure.checks import (
     check_outputs,
     check_task,
 )
-from autocompress.measure.probing import check_steady, compares_samples, is_batch_first
+from autocompress.measure.layout.functions import in_rows
+from autocompress.measure.probing import (
+    check_depends_on_inputs,
+    check_steady,
+    compares_samples,
+    sample_dimensions,
+)
 from autocompress.measure.size import check_size
 from autocompress.measure.tally import readings
 from autocompress.model.float_copy import float_task, narrowed_types
@@ -32,7 +40,13 @@ from autocompress.model.plain.plain import plain_task
 from autocompress.results.limits import parse_bytes
 from autocompress.task.batch_checks import check_inputs, ordinary
 from autocompress.task.batches import input_tensors, map_inputs
-from autocompress.task.calls import is_ours, run_model
+from autocompress.task.calls import (
+    is_ours,
+    named_outputs,
+    primary_output,
+    run_model,
+    tensors_in_order,
+)
 from autocompress.task.copies import copied
 from autocompress.task.free_shapes import argument_names
 from autocompress.task.loading import settled
@@ -45,8 +59,8 @@ def prepared(
 ) -> Task:
     """Return a task in the form that is searched.
 
-    Its splits are the same in every pass, its numbers are float32, its modules are plain, and
-    `batch_first` is known.
+    Its splits are the same in every pass, its numbers are float32, its modules are plain,
+    `batch_first` and `sample_dims` are known.
 
     Args:
         task: as the user made it; it is not changed.
@@ -71,25 +85,21 @@ def prepared(
     task = _in_float32(_with_checked_data(task), say)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
         check_outputs(task)
+    given, task = task, _with_layout(task, say)
     check_task(task)
-    _check_accumulators(task)
+    _check_accumulators(given)
     inputs = task.first_batch[0]
-    batch_first = True
     for model, what in ((task.model, "model"), (task.student, "student")):
         if model is not None:
             check_steady(task, model, inputs, what)
-            if task.batch_first is None:
-                batch_first = is_batch_first(task, model, inputs) and batch_first
-            else:
-                batch_first = task.batch_first
     check_loss(task)
     check_augment(task)
     for name, further in task.latency_inputs.items():
         begin = f"task {task.name}: model.forward fails on latency_inputs[{name!r}]"
         with torch.no_grad():
             run_model(copied(task.student or task.model), further, begin)
-    if not batch_first:
-        if task.batch_first is None and compares_samples(task, task.model, inputs):
+    if not task.batch_first:
+        if given.batch_first is None and compares_samples(task, task.model, inputs):
             say(
                 "outputs compare the samples of a batch: batches are never cut nor joined; "
                 "files take any batch size"
@@ -100,7 +110,6 @@ def prepared(
                 f"{_why_whole(task)}: batches are never cut nor joined, "
                 "and files take the shape of example_inputs"
             )
-    task = replace(task, batch_first=batch_first)
     with suppress(UserCodeError):  # an evaluation tells errors of the metric with their place
         direction = direction_note(task)
         if direction:
@@ -109,6 +118,68 @@ def prepared(
     if task.no_gradient:
         say(f"{task.no_gradient}: candidates are not trained")
     return task
+
+
+def _with_layout(task: Task, say: Callable[[str], None]) -> Task:
+    """Return the task with `batch_first`, and with samples first in its outputs and targets."""
+    if task.sample_dims is not None:
+        return task  # it is prepared
+    models = [model for model in (task.model, task.student) if model is not None]
+    found = [_found_layout(task, model) for model in models]
+    batch_first, along, dims = found[0]
+    if any(layout[1:] != (along, dims) for layout in found):
+        along, dims = 0, (0,) * len(dims)
+    task = replace(task, batch_first=batch_first and all(layout[0] for layout in found))
+    names = tuple(task.output_weights or ("",))
+    outputs = dict(zip(names, dims[-len(names) :], strict=True))
+    with suppress(UserCodeError):  # check_task tells errors of forward with their place
+        for line in _layout_notes(task, outputs):
+            say(line)
+    return in_rows(task, outputs, along)
+
+
+def _found_layout(task: Task, model: nn.Module) -> tuple[bool, int, tuple[int, ...]]:
+    """Return (batch_first, the inputs' dimension that counts samples, those of the outputs)."""
+    inputs = task.first_batch[0]
+    usual = (0,) * (1 + len(task.output_weights or ()))
+    if task.batch_first is None:
+        dims = sample_dimensions(task, model, inputs)
+        if dims is not None:
+            return True, 0, dims
+        check_depends_on_inputs(task, model, inputs)
+    elif task.batch_first:
+        return True, 0, usual
+    dims = sample_dimensions(task, model, inputs, along=1)
+    return (False, 0, usual) if dims is None else (False, 1, dims)
+
+
+def _layout_notes(task: Task, dims: Mapping[str, int]) -> Iterator[str]:
+    """Yield what is found out about the outputs, as far as it is unusual."""
+    model, primary_names = copied(task.model, shares_weights=True), list[str]()
+    few = task.first_samples(task.validation, 2)[0][0]
+    for inputs in (task.example_inputs, few):
+        with torch.no_grad():
+            result = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()))
+        primary, named = primary_output(result), list(tensors_in_order(result))
+        primary_names.append(next(name for name, tensor in named if tensor is primary))
+    if primary_names[0] != primary_names[1]:
+        raise TaskError(
+            f"task {task.name}: the output that is judged is {primary_names[0]} for example_inputs "
+            f"and {primary_names[1]} for validation, as one of them is a single number there; "
+            "nearest: squeeze(-1) in forward, not squeeze()"
+        )
+    if named[0][1].dim() == 0 < primary.dim():
+        yield (
+            f"the model returns one number first ({named[0][0]}): output {primary_names[0]} of "
+            f"shape {tuple(primary.shape)} is judged"
+        )
+    for name, dim in dims.items():
+        if dim > 0:
+            value = primary if not name else named_outputs(result, [name])[name]
+            yield (
+                f"{f'output {name!r}' if name else 'the output'} of shape {tuple(value.shape)} has "
+                f"samples in dimension {dim}: batches are joined and scored along it"
+            )
 
 
 def _check_accumulators(task: Task) -> None:

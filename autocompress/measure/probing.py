@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from autocompress.differences import relative_difference
 from autocompress.errors import TaskError
-from autocompress.task.batches import Inputs, batch_size, cut, cuttable, map_inputs, seeded
+from autocompress.task.batches import (
+    Inputs,
+    batch_size,
+    cut,
+    cuttable,
+    input_tensors,
+    map_inputs,
+    seeded,
+)
 from autocompress.task.calls import named_outputs, primary_output, run_model
 from autocompress.task.copies import copied
 from autocompress.task.task import Task
@@ -91,33 +99,97 @@ def check_steady(task: Task, model: nn.Module, inputs: Inputs, what: str = "mode
         )
 
 
-def is_batch_first(task: Task, model: nn.Module, inputs: Inputs) -> bool:
-    """Return True if the first dimension of inputs and outputs is the batch.
+def sample_dimensions(
+    task: Task, model: nn.Module, inputs: Inputs, along: int = 0
+) -> tuple[int, ...] | None:
+    """Return the dimension of each output that counts samples.
+
+    Args:
+        task: names the outputs.
+        model: the task's model or student; it is not changed.
+        inputs: one batch of inputs, of which at most PROBED samples are used.
+        along: the dimension of the inputs that is tried.
+
+    Returns:
+        One dimension per output of `validation_outputs`; None unless two parts of the inputs give
+        the two parts of each output along one dimension.
+    """
+    answers = _whole_and_halves(task, model, inputs, along)
+    if answers is None:
+        return None
+    whole, (one, other), sizes = answers
+    dims, joined = list[int](), list[Tensor]()
+    for full, first, second in zip(whole, one, other, strict=True):
+        possible = [dim for dim in range(full.dim()) if _divides(dim, full, (first, second), sizes)]
+        if not possible:
+            return None
+        dims.append(possible[0])
+        joined.append(torch.cat([first, second], possible[0]))
+    return tuple(dims) if _close(joined, whole, APART) else None
+
+
+def check_depends_on_inputs(task: Task, model: nn.Module, inputs: Inputs) -> None:
+    """Check that no output of `output_weights` is a table that is the same for all inputs.
 
     Args:
         task: names the outputs.
         model: the task's model or student; it is not changed.
         inputs: one batch of inputs, of which at most PROBED samples are used.
 
-    Returns:
-        True if two parts of the batch give the same outputs as the whole.
+    Raises:
+        TaskError: an output is.
     """
     answers = _whole_and_halves(task, model, inputs)
-    if answers is None:
+    if answers is None or batch_size(inputs) < 2 or task.output_weights is None:
+        return
+    whole, halves, _ = answers
+    for i, name in enumerate(task.output_weights, 1):
+        full = whole[i]
+        if all(torch.equal(full, half[i]) for half in halves):
+            raise TaskError(
+                f"task {task.name}: output {name!r} of shape {tuple(full.shape)} is the same for "
+                "all inputs; expected a row per sample, or leave it out of output_weights"
+            )
+
+
+def _divides(dim: int, whole: Tensor, parts: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> bool:
+    """Return True if parts have their shares of one dimension, and all of the others."""
+    rows = whole.shape[dim]
+    if not rows or rows % sum(sizes):
         return False
-    whole, halves, sizes = answers
-    size = sum(sizes)
-    if any(output.dim() == 0 or len(output) % size for output in whole):
-        return False
-    for half, rows in zip(halves, sizes, strict=True):
-        for output, full in zip(half, whole, strict=True):
-            if len(output) * size != len(full) * rows:
-                return False
-    joined = []
-    for first, second in zip(*halves, strict=True):
-        fits = first.shape[1:] == second.shape[1:]
-        joined.append(torch.cat([first, second]) if fits else first)
-    return _close(joined, whole, APART)
+    for part, size in zip(parts, sizes, strict=True):
+        shape = list(whole.shape)
+        shape[dim] = rows // sum(sizes) * size
+        if list(part.shape) != shape:
+            return False
+    return True
+
+
+def samples_along(inputs: Inputs, along: int) -> int:
+    """Return the number of samples of a batch.
+
+    Args:
+        inputs: one batch of inputs.
+        along: the dimension of the inputs that counts samples.
+
+    Returns:
+        The size of the first tensor that has this dimension; 0 if there is none.
+    """
+    sizes = (tensor.shape[along] for tensor in input_tensors(inputs) if tensor.dim() > along)
+    return next(sizes, 0)
+
+
+def _sample_dim(tensor: Tensor, along: int, size: int) -> int | None:
+    """Return the dimension of one input that counts samples, or None.
+
+    Inputs of one dimension, such as lengths, have it in the first. Dimension 1 of floating-point
+    inputs of two dimensions holds features.
+    """
+    if tensor.dim() == 1 and len(tensor) == size:
+        return 0
+    if tensor.dim() <= along or tensor.shape[along] != size:
+        return None
+    return None if along and tensor.dim() == 2 and tensor.is_floating_point() else along
 
 
 def compares_samples(task: Task, model: nn.Module, inputs: Inputs) -> bool:
@@ -152,21 +224,29 @@ def compares_samples(task: Task, model: nn.Module, inputs: Inputs) -> bool:
 
 
 def _whole_and_halves(
-    task: Task, model: nn.Module, inputs: Inputs
+    task: Task, model: nn.Module, inputs: Inputs, along: int = 0
 ) -> tuple[list[Tensor], list[list[Tensor]], tuple[int, int]] | None:
     """Return (outputs of a batch, of its halves, their sizes); None if the model fails on them."""
-    if not cuttable(inputs, None):
+    size = samples_along(inputs, along)
+    dims = [_sample_dim(tensor, along, size) for tensor in input_tensors(inputs)]
+    if not size or None in dims:
         return None
-    probe, size = copied(model), batch_size(inputs)
+
+    def taken(start: int, count: int) -> Inputs:
+        left = iter(dims)
+        return map_inputs(inputs, lambda tensor: tensor.narrow(next(left) or 0, start, count))
+
+    probe = copied(model)
     if size < 2:
-        inputs, size = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor])), 2 * size
-    elif size > PROBED:
-        inputs, size = cut(inputs, None, slice(PROBED))[0], PROBED
+        left = iter(dims)
+        inputs = map_inputs(inputs, lambda tensor: torch.cat([tensor, tensor], next(left) or 0))
+        size = 2 * size
+    size = min(size, PROBED)
     half = size // 2
-    parts = [cut(inputs, None, rows)[0] for rows in (slice(half), slice(half, None))]
     try:
-        whole = validation_outputs(task, probe, inputs)
-        halves = [validation_outputs(task, probe, part) for part in parts]
+        whole = validation_outputs(task, probe, taken(0, size))
+        parts = ((0, half), (half, size - half))
+        halves = [validation_outputs(task, probe, taken(*part)) for part in parts]
     except UserCodeError:
         return None  # the model takes inputs of some sizes only
     return whole, halves, (half, size - half)

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -133,40 +133,55 @@ def primary_output(result: Any) -> Tensor:
 
     Returns:
         `result` itself, its `.logits`, its "logits" entry, its first tensor, or the first tensor
-        inside of its entries. The entries of a dataclass are its fields.
+        inside of its entries. The entries of a dataclass are its fields. A single number, such as
+        the loss of a batch, is returned only if there is nothing else.
 
     Raises:
         TaskError: there is no tensor.
     """
-    tensor = _first_tensor(result)
-    if tensor is not None:
-        return tensor
+    first = None
+    for _, tensor in tensors_in_order(result):
+        if tensor.dim() > 0:
+            return tensor
+        first = tensor if first is None else first
+    if first is not None:
+        return first
     raise TaskError(
         f"task: the model returns {type(result).__name__}; "
         "expected a tensor, .logits, or a tuple, dict or dataclass of tensors"
     )
 
 
-def _first_tensor(result: Any) -> Tensor | None:
+def tensors_in_order(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a result in the order in which one is chosen as primary.
+
+    Args:
+        result: what the model returns.
+        name: of the result itself.
+
+    Yields:
+        (name, tensor): "logits" first, then the other entries, then what is inside of entries.
+        Names are keys, fields and positions on the way, joined by ".".
+    """
     if isinstance(result, Tensor):
-        return result
-    values: list[Any] = []
+        yield name, result
+        return
+    entries: dict[str, Any] = {}
     if isinstance(result, Mapping):
-        logits, values = result.get("logits"), list(result.values())
-    else:
-        logits = getattr(result, "logits", None)
-        if isinstance(result, (tuple, list)):
-            values = list(result)
-        elif dataclasses.is_dataclass(result):
-            values = [getattr(result, field.name, None) for field in dataclasses.fields(result)]
-    for value in (logits, *values):
-        if isinstance(value, Tensor):
-            return value
-    for value in values:
-        tensor = _first_tensor(value)
-        if tensor is not None:
-            return tensor
-    return None
+        entries = {str(key): value for key, value in result.items()}
+    elif isinstance(result, (tuple, list)):
+        labels = getattr(result, "_fields", range(len(result)))
+        entries = {str(label): value for label, value in zip(labels, result, strict=True)}
+    elif dataclasses.is_dataclass(result):
+        fields = dataclasses.fields(result)
+        entries = {field.name: getattr(result, field.name, None) for field in fields}
+    logits = entries.get("logits", getattr(result, "logits", None))
+    if isinstance(logits, Tensor):
+        entries = {"logits": logits, **entries}
+    prefix = f"{name}." if name else ""
+    inside = {label: value for label, value in entries.items() if not isinstance(value, Tensor)}
+    for label in [label for label in entries if label not in inside] + list(inside):
+        yield from tensors_in_order(entries[label], prefix + label)
 
 
 def target_of(target: Any, name: str) -> Any:

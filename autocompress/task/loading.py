@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from itertools import islice
 from typing import Any
 
@@ -43,21 +43,30 @@ class Unlabelled:
         return ((inputs, None) for inputs, _ in self.batches)
 
 
-class FloatBatches:
-    """Give batches with half and double precision turned into float32.
+class Changed:
+    """Give batches that a function changes; re-iterable if the batches are."""
 
-    It is re-iterable if the batches are.
-    """
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(
+        self, batches: Batches, change: Callable[[Inputs, Any], tuple[Inputs, Any]]
+    ) -> None:
+        self.batches, self.change = batches, change
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
-        for inputs, target in self.batches:
-            yield map_inputs(inputs, float32), map_value(target, float32)
+        return (self.change(inputs, target) for inputs, target in self.batches)
 
     def __len__(self) -> int:
         return _length(self.batches)
+
+
+class FloatBatches(Changed):
+    """Give batches with half and double precision turned into float32."""
+
+    def __init__(self, batches: Batches) -> None:
+        super().__init__(batches, _float_batch)
+
+
+def _float_batch(inputs: Inputs, target: Any) -> tuple[Inputs, Any]:
+    return map_inputs(inputs, float32), map_value(target, float32)
 
 
 def float32(tensor: Tensor) -> Tensor:
@@ -180,7 +189,7 @@ def in_memory(batches: Batches) -> bool:
     Returns:
         True for lists, and for kept splits that were read to their end.
     """
-    if isinstance(batches, FloatBatches):
+    if isinstance(batches, Changed):
         return in_memory(batches.batches)
     return isinstance(batches, (list, tuple)) or (isinstance(batches, Kept) and batches.in_memory)
 
@@ -194,7 +203,7 @@ def known_length(batches: Batches) -> int:
     Returns:
         Batches of one pass; 0 where the user's loader has no length.
     """
-    if isinstance(batches, FloatBatches):
+    if isinstance(batches, Changed):
         return known_length(batches.batches)
     if isinstance(batches, Kept) and not batches.in_memory:
         return known_length(batches.batches)
@@ -222,7 +231,7 @@ def settled(
     Raises:
         TaskError: it is empty or no split, or a batch of a list cannot be used.
     """
-    if isinstance(batches, (Kept, Checked, FloatBatches)):
+    if isinstance(batches, (Kept, Checked, Changed)):
         return batches
     if isinstance(batches, (list, tuple)):
         usable = [checked(batch, split, example) for batch in batches]

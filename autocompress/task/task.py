@@ -142,6 +142,9 @@ class Task:
             student and teacher the same view. It draws from the generators of torch, NumPy or
             `random`.
         notes: lines that are printed before the task is used, such as how its data were cut.
+        sample_dims: output -> its dimension that counts samples, where it is not the first; the
+            primary output is "" if `output_weights` is not given. `measure.prepare` sets it, and
+            moves that dimension to the front: of outputs by `rows`, and of targets in the splits.
         typos: (tokens (n, length), generator) -> tokens of the same shape, of the same texts with
             typing errors; the files of the front are also judged on them. `from_pretrained` sets
             it.
@@ -171,6 +174,7 @@ class Task:
     latency_inputs: Mapping[str, Inputs] = field(default_factory=dict)
     augment: Callable[[Inputs], Inputs] | None = None
     notes: tuple[str, ...] = ()
+    sample_dims: Mapping[str, int] | None = None
     typos: Callable[[Tensor, torch.Generator], Tensor] | None = None
     pretrained: Pretrained | None = None
 
@@ -426,8 +430,22 @@ class Task:
         """
         result = run_model(model, inputs, what)
         if self.output_weights is None:
-            return {"": primary_output(result)}
-        return named_outputs(result, tuple(self.output_weights))
+            return {"": self.rows(primary_output(result))}
+        outputs = named_outputs(result, tuple(self.output_weights))
+        return {name: self.rows(output, name) for name, output in outputs.items()}
+
+    def rows(self, output: Tensor, name: str | None = None) -> Tensor:
+        """Return an output with the dimension that counts samples in front.
+
+        Args:
+            output: as the model or a file gives it.
+            name: of the output; default: the primary one.
+
+        Returns:
+            (n, ...), a view.
+        """
+        dims = self.sample_dims or {}
+        return output.movedim(dims.get(self.primary_name if name is None else name, 0), 0)
 
     def training_loss(self, outputs: Mapping[str, Tensor], target: Any) -> Tensor:
         """Return the task loss of one batch.

@@ -23,7 +23,7 @@ from autocompress.cli.main import main
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.measure.accuracy import model_outputs
 from autocompress.measure.prepare import prepared
-from autocompress.measure.probing import check_steady, is_batch_first
+from autocompress.measure.probing import check_steady, sample_dimensions
 from autocompress.results.measurement import Measurement
 from autocompress.search.evaluate.racing import Rival, surely_dominated
 from autocompress.search.problem.race import open_race
@@ -411,11 +411,13 @@ FIRST: dict[str, tuple[nn.Module, Any, bool]] = {
 def test_whether_the_first_dimension_is_the_batch_is_found_out(name: str) -> None:
     model, inputs, expected = FIRST[name]
     task = ac.Task(name, model.eval(), inputs, [(inputs, None)], lambda o, t: 0.0)
-    assert is_batch_first(task, model, inputs) == expected
+    assert (sample_dimensions(task, model, inputs) is not None) == expected
     said: list[str] = []
     found = prepared(task, said.append)
     assert found.batch_first == expected
-    assert len(said) == (not expected)
+    every_step = name == "time, every step"  # its outputs are said to be time-first too
+    assert len(said) == (not expected) + every_step
+    assert found.sample_dims == ({"": 1} if every_step else {})
     if name == "statistics of the batch":
         assert said[0].startswith("0 normalises by the batch that it is given")
     if not expected:

@@ -132,6 +132,22 @@ def test_a_file_of_one_batch_size_gets_parts_whose_padding_is_cut_off(rows: int)
     assert torch.equal(metric.outputs, expected.repeat_interleave(rows, 0))
 
 
+class TimeFirst(Session):
+    """Return (4, n) for n samples of 4 steps."""
+
+    def run(self, names: Any, feed: dict[str, np.ndarray[Any, Any]]) -> list[Any]:
+        return [output.T for output in super().run(names, feed)]
+
+
+@pytest.mark.parametrize("size", ["n", 4])
+def test_outputs_of_a_file_are_joined_along_their_samples(size: Any) -> None:
+    metric = Seen()
+    task = task_of(metric=metric, sample_dims={"": 1})
+    batches = [(X, X[:, 0]), (X[:4], X[:4, 0]), (X[:1], X[:1, 0])]
+    assert evaluate(TimeFirst([size, 4]), task, batches)[1] == 11
+    assert torch.equal(metric.outputs, torch.cat([X, X[:4], X[:1]]) * 2)
+
+
 class Scaled:
     """Multiply rows by a number, which is the first input."""
 

@@ -160,3 +160,34 @@ def test_what_is_no_metric_is_refused() -> None:
         r"update\(outputs, targets\) and compute\(\)$",
     ):
         prepared(given)
+
+
+def test_a_table_is_no_output_with_a_row_per_sample() -> None:
+    model = Calls(lambda x: {"y": x, "table": torch.eye(3)})
+    task = task_of(model, target={"y": X}, output_weights={"y": 1.0, "table": 1.0})
+    text = r"output 'table' of shape \(3, 3\) is the same for all inputs; expected a row per sample"
+    with pytest.raises(TaskError, match=text):
+        prepared(task)
+    assert prepared(replace(task, output_weights={"y": 1.0})).batch_first is True
+
+
+def test_a_loss_that_the_model_returns_first_is_not_judged() -> None:
+    class Learns(nn.Linear):
+        def forward(self, x: Tensor, labels: Tensor) -> Any:  # type: ignore[override]
+            logits = super().forward(x)
+            return nn.functional.cross_entropy(logits, labels), logits
+
+    labels = torch.arange(len(X)) % 4
+    said: list[str] = []
+    task = task_of(Learns(4, 4), (X, labels), labels)
+    found = prepared(task, said.append)
+    assert said == [
+        "the model returns one number first (0): output 1 of shape (2, 4) is judged",
+    ]
+    assert found.batch_first is True
+    assert found.outputs_of(found.model, (X, labels))[""].shape == (12, 4)
+    squeezed = Calls(lambda x: (x.sum(1).squeeze(), x))
+    with pytest.raises(TaskError, match=r"judged is 1 for example_inputs and 0 for validation, "):
+        prepared(replace(task_of(squeezed), example_inputs=X[:1]))
+    weighed = prepared(replace(task, output_weights={"1": 1.0}))
+    assert list(weighed.outputs_of(weighed.model, (X, labels))) == ["1"]

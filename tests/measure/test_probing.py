@@ -11,12 +11,18 @@ from small_tasks import Calls, X, task_of
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
-from autocompress.measure.probing import PROBED, check_steady, compares_samples, is_batch_first
+from autocompress.measure.probing import (
+    PROBED,
+    check_steady,
+    compares_samples,
+    sample_dimensions,
+    samples_along,
+)
 
 
 def first(function: Callable[..., Any], inputs: Any = X) -> bool:
     model = Calls(function)
-    return is_batch_first(task_of(model, inputs), model, inputs)
+    return sample_dimensions(task_of(model, inputs), model, inputs) == (0,)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,37 @@ def test_the_batch_is_the_dimension_whose_parts_give_the_parts(
 def test_a_further_output_that_is_a_scalar_has_no_batch() -> None:
     model = Calls(lambda x: (x * 2, x.mean()))
     task = task_of(model, output_weights={"0": 1.0, "1": 1.0})
-    assert not is_batch_first(task, model, X)
+    assert sample_dimensions(task, model, X) is None
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 12])
+def test_each_output_has_its_samples_in_a_dimension_of_its_own(samples: int) -> None:
+    """One batch has as many samples as positions, by accident."""
+    model = Calls(lambda x: (x.t(), 2 * x, x[:, :1, None].expand(-1, 4, 5).permute(1, 2, 0)))
+    task = task_of(model, output_weights={"0": 1.0, "1": 1.0, "2": 1.0})
+    assert sample_dimensions(task, model, X[:samples]) == (1, 1, 0, 2)
+
+
+@pytest.mark.parametrize("table", [torch.eye(8), torch.ones(12, 4), torch.ones(())])
+def test_an_output_that_does_not_depend_on_the_batch_has_no_samples(table: Tensor) -> None:
+    model = Calls(lambda x: (x.t(), table))
+    task = task_of(model, output_weights={"0": 1.0, "1": 1.0})
+    assert sample_dimensions(task, model, X) is None
+
+
+def test_inputs_may_have_their_samples_behind_the_steps() -> None:
+    steps, lengths = torch.randn(5, 12, 4), torch.arange(12.0)
+    summed = Calls(lambda x, n: x.cumsum(0) * n[:, None])
+    inputs = (steps, lengths)
+    task = task_of(summed, inputs)
+    assert sample_dimensions(task, summed, inputs) is None
+    assert sample_dimensions(task, summed, inputs, along=1) == (1,)
+    assert samples_along(inputs, 1) == 12
+    features = Calls(lambda x: x - x.mean(0))
+    assert sample_dimensions(task_of(features), features, X, along=1) is None, "these are features"
+    tokens = torch.arange(12).view(3, 4)
+    counts = Calls(lambda x: x.cumsum(0).float())
+    assert sample_dimensions(task_of(counts, tokens), counts, tokens, along=1) == (1,)
 
 
 def test_one_sample_is_judged_as_two() -> None:

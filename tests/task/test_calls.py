@@ -12,7 +12,13 @@ import torch
 
 from autocompress.errors import NotComputableError, TaskError
 from autocompress.huggingface.metrics.tokens import TokenAccuracy
-from autocompress.task.calls import copies_for, named_outputs, primary_output, score
+from autocompress.task.calls import (
+    copies_for,
+    named_outputs,
+    primary_output,
+    score,
+    tensors_in_order,
+)
 from autocompress.task.outputs import OutputKind, sample_divergence
 
 
@@ -37,6 +43,22 @@ def test_primary_output() -> None:
     assert primary_output([Answer(1, {"inside": x})]) is x
     with pytest.raises(TaskError, match="the model returns str"):
         primary_output("text")
+
+
+def test_a_single_number_is_no_primary_output_beside_others() -> None:
+    """As the loss that many models return first if they get labels."""
+    loss, x, y = torch.tensor(1.0), torch.zeros(2, 3), torch.zeros(2, 1)
+    for result in (
+        (loss, x, y),
+        [loss, [loss, x]],
+        {"loss": loss, "out": x},
+        {"loss": loss, "inside": {"logits": x, "first": y}},
+        Answer(loss, (x, y)),  # type: ignore[arg-type]
+    ):
+        assert primary_output(result) is x
+    assert primary_output((loss, 2 * loss)) is loss, "there is nothing else"
+    named = [name for name, _ in tensors_in_order((loss, {"a": x}, [y]))]
+    assert named == ["0", "1.a", "2.0"]
 
 
 def test_outputs_are_named_by_key_position_or_attribute() -> None:

@@ -91,7 +91,7 @@ class Trainer:
 
     @torch.no_grad()
     def _answered(self, inputs: Inputs) -> Tensor:
-        answer = call_model(self.teacher.model, inputs)
+        answer = self.task.rows(call_model(self.teacher.model, inputs))
         return answer.to("cpu", torch.float32, copy=True)  # the model may write over it
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Trainer:
         divergences, seen = list[Tensor](), 0
         batches, answers = self.watched
         for inputs, labels in batches:
-            output = call_model(student, inputs).float()
+            output = self.task.rows(call_model(student, inputs)).float()
             reference = answers.take(range(seen, seen + len(output)), inputs).to(self.device)
             divergences.append(self._distances(output, reference, labels))
             seen += len(output)

@@ -126,7 +126,7 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
         TaskError: the split is empty, or the metric or the divergence does not fit the outputs.
     """
     tally, shapes = Tally(task), dict[str, set[torch.Size]]()
-    teacher = SpilledRows(partial(_outputs, original, device))
+    teacher = SpilledRows(partial(_outputs, task, original, device))
     sizes: list[int] = []
     head, head_bytes = list[Head](), 0
     started = time.monotonic()
@@ -161,8 +161,8 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     return Race(*parts, scores, split, ragged and tally.joins, ordered)
 
 
-def _outputs(original: nn.Module, device: torch.device, inputs: Inputs) -> Tensor:
-    return model_outputs(original, inputs, device)
+def _outputs(task: Task, original: nn.Module, device: torch.device, inputs: Inputs) -> Tensor:
+    return task.rows(model_outputs(original, inputs, device))
 
 
 def _dealt(

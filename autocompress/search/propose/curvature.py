@@ -294,7 +294,7 @@ def _slope(
     The gradients at the modules' outputs are left in the tensors that the hooks retained.
     """
     with torch.enable_grad():
-        output = call_model(model, inputs)
+        output = task.rows(call_model(model, inputs))
         output.retain_grad()
         fixed = output.detach()
         # Masked classes are infinite, or large fillers.

@@ -58,7 +58,7 @@ class ProbeMeter:
         """Return the outputs of the original."""
 
         def reference(inputs: Inputs) -> Tensor:
-            return model_outputs(self.stitcher.teacher, inputs, self.device)
+            return self.task.rows(model_outputs(self.stitcher.teacher, inputs, self.device))
 
         answers = SpilledRows(reference)
         for inputs in self.batches:
@@ -76,7 +76,7 @@ class ProbeMeter:
         model = self.stitcher.apply(Candidate.of({module: config}))
         parts, seen, moved = list[Tensor](), 0, 0.0
         for inputs in self.batches:
-            output = model_outputs(model, inputs, self.device)
+            output = self.task.rows(model_outputs(model, inputs, self.device))
             expected = answers.take(range(seen, seen + len(output)), inputs)
             parts.append(self.task.output_divergence(output, expected))
             moved = max(moved, norm_difference(output, expected))
