@@ -48,7 +48,8 @@ def test_gradients_are_those_of_the_bag() -> None:
     for net in (model, plain):
         net(IDS).square().sum().backward()
     wanted, own = model.bag.weight.grad, plain.get_parameter("bag.weight").grad
-    assert wanted is not None and own is not None
+    assert wanted is not None
+    assert own is not None
     torch.testing.assert_close(own, wanted)
 
 
@@ -73,7 +74,8 @@ def test_a_tied_table_is_one_module_with_other_names() -> None:
         torch.testing.assert_close(plain(ids), model(ids))
     (module,) = find_modules(model, ids[:1])
     assert (module.kind, module.weight_shape) == ("embedding", (10, 6))
-    assert "head" in module.aliases and not find_modules(model, ids[:1]).uncovered
+    assert "head" in module.aliases
+    assert not find_modules(model, ids[:1]).uncovered
 
 
 class Function(nn.Module):
