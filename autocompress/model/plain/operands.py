@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress.task.copies import TABLES
+
 WEIGHT_ENDINGS = ("weight", "in_proj_weight", "kernel", "W")
 MOST_FOLDED = 100  # operators, one behind the other, between a weight and its parameters
 # Operators that make a tensor of numbers alone.
@@ -60,7 +62,7 @@ class Reader:
         path = place_of(self.values[name])
         names = self.names.get(id(_attribute(self.module, path)), {})
         for own, kind in names.items():
-            if issubclass(kind, nn.Embedding) == looked_up:
+            if issubclass(kind, TABLES) == looked_up:
                 return own
         return next(iter(names), path)
 

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autocompress.model.known_structures import HEAD_ATTRIBUTES, SHARED_ATTRIBUTES, head_count
-from autocompress.model.plain.matrices import single_matrices
 from autocompress.model.plain.operands import weight_names
 from autocompress.model.plain.operators import Operator, operator_of
+from autocompress.model.plain.rewrites.bags import plain_lookups
+from autocompress.model.plain.rewrites.matrices import single_matrices
 from autocompress.task.batches import Inputs
 from autocompress.task.free_shapes import positional_name
 
@@ -133,6 +134,7 @@ def with_modules(module: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
     Returns:
         The program with its modules, in eval mode.
     """
+    plain_lookups(module)
     single_matrices(module)
     graph = module.graph
     places, names = _Places(module), weight_names(module, model)

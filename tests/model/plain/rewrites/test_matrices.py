@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.model.plain.matrices import single_matrices
 from autocompress.model.plain.program import exported_program
+from autocompress.model.plain.rewrites.matrices import single_matrices
 
 
 class Holder(nn.Module):

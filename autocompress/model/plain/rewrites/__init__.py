@@ -1,0 +1,1 @@
+"""Rewrite operators of a program as operators that are plain modules."""
