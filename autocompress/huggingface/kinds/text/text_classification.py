@@ -83,7 +83,7 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
         rows = [(encoder.row(encoding),) for encoding in encoder.encode(split, texts, pairs)]
         if reads_end:
             for record, (row,) in zip(records, rows, strict=True):
-                check_end(row["input_ids"], model.config.eos_token_id, record.place)
+                check_end(row["input_ids"], folder.config.eos_token_id, record.place)
         found = targets[split] or [None] * len(records)
         samples[split] = [Sample(*pair) for pair in zip(rows, found, strict=True)]
     collect = real_numbers if problem in (NUMBER, SEVERAL) else whole_numbers
