@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,21 @@ def test_the_loss_is_that_of_the_plain_model(
     assert perplexity == pytest.approx(-math.exp(total / count), rel=1e-4)
     assert 0 <= metrics["accuracy"] < 1
     assert set(task.example_inputs) == {"decoder_input_ids", "input_features"}
+
+
+@pytest.mark.parametrize(("language", "is_noted"), [(7, True), (1, False)])
+def test_a_transcript_without_its_language_is_noted(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path, language: int, is_noted: bool
+) -> None:
+    place = shutil.copytree(folder, tmp_path / "whisper")
+    config = json.loads((place / "generation_config.json").read_text())
+    config |= {"is_multilingual": True, "lang_to_id": {"<|en|>": language, "<|de|>": 8}}
+    config.pop("_from_model_config", None)  # further entries of such files are not read
+    (place / "generation_config.json").write_text(json.dumps(config))
+    # The tokenizer writes [CLS], and [UNK] (1) for the text that is tried.
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(place, validation=data, test=data)
+    assert any("set_prefix_tokens" in note for note in task.notes) == is_noted
 
 
 @pytest.mark.slow
