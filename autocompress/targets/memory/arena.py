@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
 from functools import cache
 from math import ceil, prod
 from typing import Any
 
-from autocompress.targets.device.litert.flat_file import TYPES, schema
-from autocompress.targets.device.litert.operators import read_flat
+from autocompress.targets.device.litert.flat_file import INT4, TYPES, schema
+from autocompress.targets.device.litert.operators import computed, read_flat
 from autocompress.targets.memory.lifetimes import Step, lifetimes, peak_bytes
 
 # Bytes of an element by the name of its type; the others take as many as their name says.
 BYTES = {"bool": 1.0, "int4": 0.5}
+PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 ALIGNED = 64  # bytes, at whose multiples LiteRT's arena begins tensors
 
 
 def flat_memory(model: bytes | str) -> int:
     """Return the bytes that a session takes for weights and activations.
 
-    These are constants as the file stores them, constants that operators unpack, and the arena.
-    Copies that kernels make of weights and scratch space are not counted.
+    These are constants as the file stores them, constants that operators unpack, the arena, and a
+    further copy of a weight for each product with it but one: XNNPACK packs a weight for each
+    product that reads it. Other copies that kernels make and scratch space are not counted.
 
     Args:
         model: content or path of a .tflite file.
@@ -29,7 +32,27 @@ def flat_memory(model: bytes | str) -> int:
     (graph,) = flat.subgraphs
     stored = sum(len(one.data) for one in flat.buffers if one.data is not None)
     unpacked = _unpacked(flat) - _stored(flat)
-    return stored + sum(_size(graph.tensors[i]) for i in unpacked) + arena_bytes(flat)
+    floats = sum(_size(graph.tensors[i]) for i in unpacked)
+    return stored + floats + _repeated(flat) + arena_bytes(flat)
+
+
+def _repeated(flat: Any) -> int:
+    """Return the bytes of weights that products read, without the first reader of each."""
+    (graph,) = flat.subgraphs
+    nodes, constants, unpacks = computed(flat)
+    int4 = getattr(schema().TensorType, TYPES[INT4])
+
+    def is_packed(number: int) -> bool:
+        """Return True for a constant, but for floats of 4 bits, which XNNPACK does not take."""
+        stored = int(unpacks[number].inputs[0]) if number in unpacks else -1
+        return number in constants and (stored < 0 or graph.tensors[stored].type != int4)
+
+    readers = Counter(int(node.operator.inputs[1]) for node in nodes if node.code in PRODUCTS)
+    return sum(
+        (count - 1) * _size(graph.tensors[number])
+        for number, count in readers.items()
+        if is_packed(number)
+    )
 
 
 def arena_bytes(flat: Any) -> int:

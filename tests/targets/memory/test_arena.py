@@ -55,3 +55,29 @@ def test_weights_count_as_stored_and_unpacked() -> None:
     file.add("DEQUANTIZE", [stored], [floats])
     file.operators.reverse()
     assert flat_memory(file.content()) == 16 * 64 // 2 + 4 * 16 * 64 + activations
+
+
+@pytest.mark.parametrize(("bits", "copies"), [(32, 2), (16, 2), (4, 0)])
+def test_each_product_packs_its_own_copy_of_a_weight(bits: int, copies: int) -> None:
+    """As measured of an LSTM whose state is multiplied once per step."""
+    kind = {32: np.float32, 16: np.float16, 4: np.int8}[bits]
+    sizes = []
+    for readers in (1, 3):
+        file = FlatFile()
+        file.inputs = [number] = [file.tensor((1, 64), "float32", "x")]
+        rows = Rows(np.full(64, 0.1, np.float32)) if bits == 4 else None
+        values = np.ones((64, 64), kind)
+        weight = stored = file.constant(values, "", rows, "int4" if bits == 4 else "")
+        if bits < 32:
+            weight = file.tensor((64, 64), "float32")
+            file.add("DEQUANTIZE", [stored], [weight])
+        for _ in range(readers):
+            output = file.tensor((1, 64), "float32")
+            inputs = [number, weight, -1]
+            file.add("FULLY_CONNECTED", inputs, [output], "FullyConnectedOptions")
+            number = output
+        file.outputs = [number]
+        sizes.append(flat_memory(file.content()))
+    unpacked = 4 * 64 * 64 if bits < 32 else 0
+    assert sizes[0] == bits * 64 * 64 // 8 + unpacked + 2 * 4 * 64
+    assert sizes[1] - sizes[0] == copies * 4 * 64 * 64
