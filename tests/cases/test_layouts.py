@@ -105,7 +105,7 @@ def test_files_are_searched_and_take_any_batch(
     for point in result.front:
         assert point.predicted.accuracy == pytest.approx(point.measured.accuracy, abs=0.02)
     session = onnxruntime.InferenceSession(tmp_path / point.artifact / "model.onnx")
-    module = ac.load(tmp_path / point.artifact)
+    module = ac.load(tmp_path / point.artifact, model=task.model)
     for inputs, _ in task.validation:
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         names = [value.name for value in session.get_inputs()]

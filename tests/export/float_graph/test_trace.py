@@ -205,7 +205,7 @@ def test_writes_to_state_stay_where_it_is_read() -> None:
     assert not kinds & {"ArgMax", "ReduceMean"}  # only the unread state takes these
     session = InferenceSession(found.proto.SerializeToString())
     values = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    expected = Counts().eval()(x)
+    expected = model(x)  # tracing has run the model too: the graph holds the state after that
     assert len(values) == 2
     for value, output in zip(values, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(value), output)
