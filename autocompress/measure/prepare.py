@@ -128,14 +128,15 @@ def _with_layout(task: Task, say: Callable[[str], None]) -> Task:
     found = [_found_layout(task, model) for model in models]
     batch_first, along, dims = found[0]
     if any(layout[1:] != (along, dims) for layout in found):
-        along, dims = 0, (0,) * len(dims)
+        batch_first, along, dims = False, 0, (0,) * len(dims)
     task = replace(task, batch_first=batch_first and all(layout[0] for layout in found))
     names = tuple(task.output_weights or ("",))
     outputs = dict(zip(names, dims[-len(names) :], strict=True))
+    moved = in_rows(task, outputs, along)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
-        for line in _layout_notes(task, outputs):
+        for line in _layout_notes(task, moved.sample_dims or {}):
             say(line)
-    return in_rows(task, outputs, along)
+    return moved
 
 
 def _found_layout(task: Task, model: nn.Module) -> tuple[bool, int, tuple[int, ...]]:
@@ -161,7 +162,8 @@ def _layout_notes(task: Task, dims: Mapping[str, int]) -> Iterator[str]:
         with torch.no_grad():
             result = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()))
         primary, named = primary_output(result), list(tensors_in_order(result))
-        primary_names.append(next(name for name, tensor in named if tensor is primary))
+        # A property may make a new tensor at each look.
+        primary_names.append(next((n for n, tensor in named if tensor is primary), "logits"))
     if primary_names[0] != primary_names[1]:
         raise TaskError(
             f"task {task.name}: the output that is judged is {primary_names[0]} for example_inputs "

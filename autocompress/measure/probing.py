@@ -234,7 +234,10 @@ def _whole_and_halves(
 
     def taken(start: int, count: int) -> Inputs:
         left = iter(dims)
-        return map_inputs(inputs, lambda tensor: tensor.narrow(next(left) or 0, start, count))
+        # Models may view what they get in another shape.
+        return map_inputs(
+            inputs, lambda tensor: tensor.narrow(next(left) or 0, start, count).contiguous()
+        )
 
     probe = copied(model)
     if size < 2:

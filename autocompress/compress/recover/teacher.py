@@ -148,6 +148,8 @@ class Teacher:
         if self.folder is not None:
             own = self.task.divergence is not None
             form = f"{self.temperatures} {TOP} {DENSE} {self.task.output_kinds} {own}"
+            if self.task.sample_dims:
+                form += f" {dict(self.task.sample_dims)}"
             self._digest = f"{model_digest(self.model)} {form}"
 
     def outputs(self, inputs: Inputs) -> Outputs:

@@ -45,6 +45,8 @@ def in_rows(task: Task, outputs: Mapping[str, int], along: int) -> Task:
     if not dims:
         return replace(task, sample_dims={})
     targets = target_dimensions(task, along)
+    if targets is None:
+        return replace(task, sample_dims={}, batch_first=False)
     primary = dims.get(task.primary_name, 0)
     extra: dict[str, Metric | OutputMetric] = {}
     for name, metric in task.extra_metrics.items():

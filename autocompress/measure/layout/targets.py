@@ -22,8 +22,13 @@ from autocompress.task.task import Task
 Dimensions = Mapping[Hashable, int]
 
 
-def target_dimensions(task: Task, along: int) -> Dimensions:
+def target_dimensions(task: Task, along: int) -> Dimensions | None:
     """Return the dimensions of targets that count samples, where they are not the first.
+
+    Some tasks are judged as they are: their batches stay whole and are joined along the first
+    dimension. Those are tasks whose targets are one row of labels of all positions, and time-first
+    ones whose targets count samples in no dimension, or whose batches have one size and whose
+    targets have it in the place of the inputs.
 
     Args:
         task: with its splits; the first batches of each are read.
@@ -32,26 +37,49 @@ def target_dimensions(task: Task, along: int) -> Dimensions:
 
     Returns:
         Entry -> dimension, for entries that have as many rows as samples in a further dimension in
-        all batches, and in the first one in some batches at most.
+        all batches, and in the first one in some batches at most. None for tasks that are judged as
+        they are.
     """
+    judged = ("", *(task.output_weights or ()))
+    sizes: set[int] = set()
+    joined = False  # some target has the first two dimensions of time-first inputs
     shapes: dict[Hashable, list[tuple[int, torch.Size]]] = {}
     splits = [getattr(task, split) for split in SPLITS]
     for batches in (batches for batches in splits if batches is not None):
         with seeded(0):
             for inputs, target in islice(batches, LOOKED_AT):
+                samples = samples_along(inputs, along)
+                sizes.add(samples)
+                first_two = (samples_along(inputs, 0), samples)
                 for key, tensor in _entries(target):
-                    shapes.setdefault(key, []).append((samples_along(inputs, along), tensor.shape))
+                    shapes.setdefault(key, []).append((samples, tensor.shape))
+                    if along > 0 and key in judged and tuple(tensor.shape[:2]) == first_two:
+                        joined = True
+    if joined and len(sizes) == 1:
+        return None
     found: dict[Hashable, int] = {}
     for key, seen in shapes.items():
         possible = []
         for dim in range(min(len(shape) for _, shape in seen)):
             if all(shape[dim] == samples for samples, shape in seen):
                 possible.append(dim)
+        if not possible and key in judged and (along > 0 or _are_positions(seen)):
+            return None
         if possible and 0 not in possible:
             found[key] = possible[0]
         elif along in possible and along > 0:
             found[key] = along
     return found
+
+
+def _are_positions(seen: list[tuple[int, torch.Size]]) -> bool:
+    """Return True for rows of labels that hold as many labels for each sample of every batch."""
+    counts = set()
+    for samples, shape in seen:
+        if len(shape) != 1 or samples == 0 or shape[0] % samples:
+            return False
+        counts.add(shape[0] // samples)
+    return len(counts) == 1
 
 
 def with_samples_first(target: Any, dims: Dimensions) -> Any:

@@ -157,6 +157,9 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     ragged = len(shapes[""]) > 1
     scored = "divergence" if ragged else _scored(task, head)
     digest = _digest(batches, order)
+    if task.sample_dims:  # rows of scores are of other samples
+        text = f"{digest} {dict(task.sample_dims)}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[: len(digest)]
     parts = (batches, order, mixed, rows, teacher, answers, scored, digest, pass_s)
     return Race(*parts, scores, split, ragged and tally.joins, ordered)
 

@@ -233,3 +233,34 @@ def test_errors_of_the_users_functions_are_told_as_theirs(part: str) -> None:
 def test_what_is_no_metric_is_still_refused() -> None:
     with pytest.raises(TaskError, match=r"metric is a str; expected \(outputs, targets\)"):
         prepared(task_of("accuracy"))
+
+
+class Words(nn.Module):
+    """(STEPS, n) ids -> (STEPS, n, CLASSES), as language models of tutorials have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.rnn, self.head = nn.Embedding(9, 4), nn.GRU(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.rnn(self.table(ids))[0])
+
+
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_time_first_tasks_of_one_batch_size_are_judged_as_they_are(is_flat: bool) -> None:
+    torch.manual_seed(0)
+    model, data = Words(), []
+    for steps in (STEPS, STEPS, 3):  # the last one is shorter, as cutting a text leaves it
+        ids = torch.randint(9, (steps, 4))
+        labels = labels_of(model, ids)
+        data.append((ids, labels.reshape(-1) if is_flat else labels))
+
+    def judge(outputs: Tensor, targets: Tensor) -> float:
+        assert outputs.shape[1:] == (4, CLASSES)
+        return float((outputs.argmax(2).reshape(-1) == targets.reshape(-1)).float().mean())
+
+    task = prepared(Task("t", model, data[0][0], data, judge))
+    assert not task.sample_dims
+    assert not task.batch_first
+    scores, _ = evaluate_model(task, task.model, task.validation, CPU)
+    assert scores.accuracy == 1.0

@@ -49,14 +49,26 @@ def test_the_sizes_of_batches_tell_where_samples_are(targets: Any, expected: Any
     assert target_dimensions(task, 0) == expected
 
 
+def test_tasks_that_are_judged_as_they_are() -> None:
+    flat = task_of(((8, 5), ones(40)), ((6, 5), ones(30)))
+    assert target_dimensions(flat, 0) is None, "labels of all positions in one row"
+    assert target_dimensions(task_of(((5, 8), ones(40)), ((5, 8), ones(40))), 1) is None
+    bags = task_of(((1, 7), ones(1)), ((1, 9), ones(1)))
+    assert target_dimensions(bags, 1) is None, "a target per bag of instances"
+    lengths = task_of(((5, 8), ones(5, 8)), ((3, 8), ones(3, 8)))
+    assert target_dimensions(lengths, 1) is None, "one batch size, other lengths"
+    other = task_of(((5, 8), ones(5, 8)), ((5, 6), ones(5, 6)))
+    assert target_dimensions(other, 1) == {"": 1}
+
+
 def test_all_splits_are_asked() -> None:
     task = task_of(((8, 5), ones(8, 8)), train=[(torch.zeros(6, 5, 3), ones(8, 6))])
     assert target_dimensions(task, 0) == {"": 1}
 
 
 def test_targets_that_fit_both_ways_are_like_the_inputs() -> None:
-    task = task_of(((8, 8), ones(8, 8)))
-    assert target_dimensions(task, 0) == {}
+    assert target_dimensions(task_of(((8, 8), ones(8, 8))), 0) == {}
+    task = task_of(((8, 8), ones(8, 8)), ((5, 5), ones(5, 5)))
     assert target_dimensions(task, 1) == {"": 1}
     assert target_dimensions(task_of(((5, 8), ones(8))), 1) == {}
 
