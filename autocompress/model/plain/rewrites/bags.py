@@ -51,10 +51,11 @@ def plain_lookups(module: fx.GraphModule) -> None:
 def _pooled_lookup(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     defaults = (False, SUM, False, None, False, None)
     args: Any = (*node.args, *defaults[len(node.args) - 3 :])
-    table, flat, offsets, _, mode, _, weights, includes_last, padding = args
+    table, flat, offsets, by_frequency, mode, _, weights, includes_last, padding = args
     value = constant_of(module, table) if isinstance(table, fx.Node) else None
     ids = _rows_of(flat)
-    if node.kwargs or value is None or ids is None or includes_last:
+    # A table whose gradients are divided by frequencies would be trained otherwise.
+    if node.kwargs or value is None or ids is None or includes_last or by_frequency:
         return None
     if not _one_bag_per_row(offsets, ids.meta["val"]):
         return None
