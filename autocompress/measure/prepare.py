@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.measure.accumulators import check_fresh, fresh
@@ -158,16 +158,21 @@ def _layout_notes(task: Task, dims: Mapping[str, int]) -> Iterator[str]:
     """Yield what is found out about the outputs, as far as it is unusual."""
     model, primary_names = copied(task.model, shares_weights=True), list[str]()
     few = task.first_samples(task.validation, 2)[0][0]
-    for inputs in (task.example_inputs, few):
+    for inputs in (few, task.example_inputs):
         with torch.no_grad():
-            result = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()))
-        primary, named = primary_output(result), list(tensors_in_order(result))
+            found = run_model(model, map_inputs(inputs, lambda tensor: tensor.cpu()))
+        if isinstance(found, Tensor) and not any(dims.values()):
+            return  # a single output, and samples are first
+        outputs = primary_output(found), list(tensors_in_order(found))
+        if inputs is few:
+            result, (primary, named) = found, outputs
         # A property may make a new tensor at each look.
-        primary_names.append(next((n for n, tensor in named if tensor is primary), "logits"))
+        name = next((name for name, tensor in outputs[1] if tensor is outputs[0]), "logits")
+        primary_names.append(name)
     if primary_names[0] != primary_names[1]:
         raise TaskError(
-            f"task {task.name}: the output that is judged is {primary_names[0]} for example_inputs "
-            f"and {primary_names[1]} for validation, as one of them is a single number there; "
+            f"task {task.name}: the output that is judged is {primary_names[1]} for example_inputs "
+            f"and {primary_names[0]} for validation, as one of them is a single number there; "
             "nearest: squeeze(-1) in forward, not squeeze()"
         )
     if named[0][1].dim() == 0 < primary.dim():
