@@ -39,7 +39,12 @@ from autocompress.compress.quantize.integer_matmul import (
     has_integer_products,
     worth_integers,
 )
-from autocompress.compress.quantize.masters import quantised, starting_point, stored_again
+from autocompress.compress.quantize.masters import (
+    quantised,
+    quantised_rows,
+    starting_point,
+    stored_again,
+)
 from autocompress.model.weights import weight_of
 
 GATE_SHUT = -1e4  # logit of a removed expert: softmax and sigmoid make it exactly 0
@@ -312,24 +317,25 @@ class SimulatedModule(nn.Module):
 
     def _full_factors(self) -> list[Tensor]:
         """Return the factors in their shapes before pruning."""
-        return [
-            scatter(factor, *self._factor_masks(i), self._factor_shape(i))
-            for i, factor in enumerate(self._stored_factors())
-        ]
+        return [self._full_factor(i) for i in range(len(self.stored))]
+
+    def _full_factor(self, i: int) -> Tensor:
+        return scatter(self._stored_factor(i), *self._factor_masks(i), self._factor_shape(i))
 
     def _stored_factors(self) -> list[Tensor]:
         """Return the dequantized factors in the shapes of the stored ones."""
+        return [self._stored_factor(i) for i in range(len(self.stored))]
+
+    def _stored_factor(self, i: int) -> Tensor:
+        stored = self.stored[i]
         if self.trained is None:
-            device = weight_of(self._source[0]).device
-            return [factor.dequantized().to(device) for factor in self.stored]
+            return stored.dequantized().to(weight_of(self._source[0]).device)
         assert self.trained_steps is not None
-        seen = []
-        for master, steps, stored in zip(
-            self.trained, self.trained_steps, self.stored, strict=True
-        ):
-            factor = master if stored.scale is None else quantised(master, steps, stored)
-            seen.append(factor if stored.kept is None else factor * stored.kept.to(factor.device))
-        return seen
+        master = self.trained[i]
+        factor = master
+        if stored.scale is not None:
+            factor = quantised(master, self.trained_steps[i], stored)
+        return factor if stored.kept is None else factor * stored.kept.to(factor.device)
 
     def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:
         """Return the input of factor i as its kernel reads it."""
@@ -381,6 +387,8 @@ class SimulatedModule(nn.Module):
             if product is not None:
                 return product if self.gate is None else product + self.gate
         source: Any = self._source[0]
+        if self._reads_rows:
+            return self._looked_up(x)
         factors = self._factors()
         if not factors and isinstance(source, nn.Linear):
             return x.new_zeros((*x.shape[:-1], source.out_features))
@@ -413,6 +421,27 @@ class SimulatedModule(nn.Module):
                 x = convolve(source, x, factor, bias, geometry[i], first=i == 0)
         x = x if narrow is None else narrow.placed(x)
         return x if self.gate is None else x + self.gate
+
+    @property
+    def _reads_rows(self) -> bool:
+        """Return True for a lookup that is trained, of which only the rows that it reads count."""
+        source: Any = self._source[0]
+        if not isinstance(source, nn.Embedding) or source.max_norm is not None or not self.trained:
+            return False
+        return self.masks[0] is None and self.stored[-1].group_size != -1
+
+    def _looked_up(self, ids: Tensor) -> Tensor:
+        """Return rows of a trained table."""
+        source: Any = self._source[0]
+        assert self.trained is not None
+        assert self.trained_steps is not None
+        master, steps, stored = self.trained[-1], self.trained_steps[-1], self.stored[-1]
+        rows = quantised_rows(ids.flatten(), master, steps, stored, source.padding_idx)
+        if len(self.stored) > 1:
+            rows = rows @ self._full_factor(0)
+        else:
+            rows = scatter(rows, None, self.masks[1], (len(rows), self._factor_shape(0)[1]))
+        return rows.view(*ids.shape, rows.shape[1])
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution's output for the channels of `weight`."""

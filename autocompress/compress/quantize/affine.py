@@ -45,10 +45,12 @@ def to_blocks(weight: Tensor, group_size: int) -> Tensor:
     """
     if group_size == -1:
         return weight.reshape(1, 1, -1)
-    rows = weight.reshape(len(weight), -1)
+    size = weight.shape[1:].numel()
+    rows = weight.reshape(len(weight), size)
     if group_size == 0:
         return rows.unsqueeze(1)
-    return F.pad(rows, (0, -rows.shape[1] % group_size)).view(len(rows), -1, group_size)
+    groups = -(-size // group_size)
+    return F.pad(rows, (0, -size % group_size)).view(len(rows), groups, group_size)
 
 
 def from_blocks(blocks: Tensor, shape: torch.Size) -> Tensor:

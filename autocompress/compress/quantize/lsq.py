@@ -21,7 +21,8 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
         v = x / step
-        ctx.of_weight = x.is_leaf and ctx.needs_input_grad[0]
+        source = x._base if x._is_view() and x._base is not None else x
+        ctx.of_weight = source.is_leaf and ctx.needs_input_grad[0]
         ctx.save_for_backward(x if ctx.of_weight else v, step, low, high)
         return _clipped(v.round(), low, high).mul_(step)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.compress.quantize.affine import (
@@ -71,6 +72,33 @@ def quantised(master: Tensor, steps: Tensor, stored: StoredTensor) -> Tensor:
         zero = stored.zero_point.to(master.device).float().unsqueeze(-1)
     blocks = to_blocks(master, stored.group_size)
     return from_blocks(learned_step(blocks, scale, zero, *stored.bounds), master.shape)
+
+
+def quantised_rows(
+    rows: Tensor, master: Tensor, steps: Tensor, stored: StoredTensor, padding: int | None = None
+) -> Tensor:
+    """Return rows of a trained table as they are stored; no other row is rounded.
+
+    It is `F.embedding` of what `quantised` returns. A step of training reads few rows of a table,
+    which may hold half of the weights of a model.
+
+    Args:
+        rows: (n,) numbers of the rows.
+        master: (all rows, width) trained float table.
+        steps: trained factors of `stored.scale`, of its shape.
+        stored: the stored form of the table, of its shape; with scales of each row.
+        padding: row that gets no gradient; None for none.
+
+    Returns:
+        (n, width) with gradients to `master` and `steps`.
+    """
+    read, at = F.embedding(rows, master, padding), rows.cpu()
+    if stored.scale is not None:
+        parts = {"scale": stored.scale, "zero_point": stored.zero_point}
+        parts["multiplier"] = stored.multiplier
+        own = {name: part[at] for name, part in parts.items() if part is not None}
+        read = quantised(read, F.embedding(rows, steps, padding), replace(stored, **own))
+    return read if stored.kept is None else read * stored.kept[at].to(read.device)
 
 
 def stored_again(master: Tensor, steps: Tensor, stored: StoredTensor) -> StoredTensor:

@@ -173,6 +173,25 @@ def test_an_embedding_looks_up_rows_of_its_last_factor(factors: int) -> None:
     torch.testing.assert_close(module(ids), (left @ right)[ids])
 
 
+@pytest.mark.parametrize("factors", [1, 2])
+@pytest.mark.parametrize("columns", [None, MASK])
+def test_a_trained_embedding_computes_its_table(factors: int, columns: Any) -> None:
+    module = simulated(nn.Embedding(5, 3).requires_grad_(False), "embedding")
+    kept = 3 if columns is None else 2
+    shapes = [(5, kept)] if factors == 1 else [(2, kept), (5, 2)]
+    variant = Variant(tuple(integers(shape) for shape in shapes), None)
+    module.set_variant(variant, ModuleConfig(8), (None, columns))
+    ids = torch.tensor([[[0, 4], [2, 2]]])
+    before = module(ids)
+    module.start_training(tuple(factor.dequantized() for factor in variant.factors))
+    assert module._reads_rows
+    torch.testing.assert_close(module(ids), before)
+    torch.testing.assert_close(module(ids), F.embedding(ids, module.weight))
+    assert module(ids[:, :0]).shape == (1, 0, 2, 3)
+    module(ids).sum().backward()
+    assert all(part.grad is not None for part in (*module.trained, *module.trained_steps))
+
+
 def static_convolution(folded: bool, bias: Tensor | None) -> tuple[SimulatedModule, StoredTensor]:
     source = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
     read = RangeQuantizer(ActivationRange(0.02, 128, -2.56, 2.54))

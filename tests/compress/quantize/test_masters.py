@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.compress.quantize.affine import StoredTensor, fit_scales, grid_of
 from autocompress.compress.quantize.masters import (
     LEAST_FACTOR,
     quantised,
+    quantised_rows,
     starting_point,
     stored_again,
 )
@@ -114,3 +119,29 @@ def test_trained_floats_are_stored_as_floats_without_their_zeros() -> None:
     stored = StoredTensor(WEIGHT * kept, 32, kept=kept)
     again = stored_again(WEIGHT + 1, torch.ones(0), stored)
     assert torch.equal(again.values, (WEIGHT + 1) * kept)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("form", [*(form for form in FORMS if form != {"group_size": -1}), None])
+def test_rows_of_a_table_are_those_of_the_whole_table(form: dict | None, kept: bool) -> None:
+    stored = StoredTensor(WEIGHT.half(), 16) if form is None else stored_of(**form)
+    if kept:
+        stored = replace(stored, kept=WEIGHT > 0)
+    shape = (0,) if stored.scale is None else stored.scale.shape
+    steps = torch.linspace(0.8, 1.2, math.prod(shape)).view(shape)
+    rows, weights = torch.tensor([2, 0, 2, 1, 1]), torch.randn(5, 8)
+
+    def gradients(whole: bool) -> list[Tensor]:
+        master, factors = WEIGHT.clone().requires_grad_(), steps.clone().requires_grad_()
+        if whole:
+            table = master if stored.scale is None else quantised(master, factors, stored)
+            table = table if stored.kept is None else table * stored.kept
+            read = F.embedding(rows, table, padding_idx=1)
+        else:
+            read = quantised_rows(rows, master, factors, stored, padding=1)
+        (read * weights).sum().backward()
+        found = [read.detach(), master.grad]
+        return found if stored.scale is None else [*found, factors.grad]
+
+    for own, expected in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(own, expected)
