@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +36,8 @@ FLOAT, INT4 = "float package", "builder, int4"
 OURS = "search, "  # before the number of the trial
 BLOCK = 32  # weights of a scale, as the builder has them
 CALIBRATION = 8  # windows for GPTQ, whose inputs of each layer are in memory together
+QUANTIZERS = ("rtn", "hqq", "gptq")  # of ONNX Runtime
+MINUTES = 15.0  # of a quantizer
 PAST = "past_key_values."
 
 
@@ -94,13 +98,53 @@ def built(folder: Path, out: Path, precision: str) -> Path:
 def quantized(source: Path, out: Path, feeds: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
     """Return the files that ONNX Runtime's quantizers make of the float package.
 
-    A quantizer that fails is left out, with a line that says why.
+    A quantizer that fails or takes more than `MINUTES` is left out, with a line that says why.
 
     Args:
         source: file of the float package.
         out: folder of the files; those that are there are taken as they are.
         feeds: inputs for GPTQ.
     """
+    files = {}
+    for name in QUANTIZERS:
+        path = out / name / MODEL_FILE
+        if not path.exists():
+            reason = _quantize_in_time(name, source, path, feeds)
+            if reason:
+                print(f"    onnxruntime, {name}: {reason}", flush=True)
+                shutil.rmtree(path.parent, ignore_errors=True)
+                continue
+        files[f"onnxruntime, {name}"] = path
+    return files
+
+
+def _quantize_in_time(
+    name: str,
+    source: Path,
+    path: Path,
+    feeds: Sequence[Mapping[str, Any]],
+    minutes: float = MINUTES,
+) -> str:
+    """Run a quantizer in a process of its own; return why there is no file, or ""."""
+    context = multiprocessing.get_context("spawn")
+    reasons = context.SimpleQueue()
+    arguments = (name, source, path, list(feeds), reasons)
+    process = context.Process(target=_quantize, args=arguments, daemon=True)
+    process.start()
+    process.join(60 * minutes)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"no file after {minutes:g} minutes"
+    if process.exitcode != 0:
+        return f"its process ended with {process.exitcode}"
+    return str(reasons.get())
+
+
+def _quantize(
+    name: str, source: Path, path: Path, feeds: Sequence[Mapping[str, Any]], reasons: Any
+) -> None:
+    """Write the file of a quantizer, and put why it failed, or ""."""
     from onnxruntime.quantization import matmul_nbits_quantizer as quantizers
 
     logging.getLogger(quantizers.__name__).setLevel(logging.WARNING)  # it has a line per node
@@ -109,23 +153,16 @@ def quantized(source: Path, out: Path, feeds: Sequence[Mapping[str, Any]]) -> di
         "hqq": lambda: quantizers.HQQWeightOnlyQuantConfig(BLOCK),
         "gptq": lambda: quantizers.GPTQWeightOnlyQuantConfig(list(feeds)),
     }
-    files = {}
-    for name, config in ways.items():
-        path = out / name / MODEL_FILE
-        if not path.exists():
-            path.parent.mkdir(parents=True)
-            try:
-                own = {"block_size": BLOCK, "accuracy_level": 4, "algo_config": config()}
-                quantizer = quantizers.MatMulNBitsQuantizer(onnx.load(source), 4, **own)
-                quantizer.process()
-                quantizer.model.save_model_to_file(str(path), True)
-            except Exception as error:  # of a library, on a graph that it may not know
-                print(f"    onnxruntime, {name}: {' '.join(str(error).split())[:200]}", flush=True)
-                path.unlink(missing_ok=True)
-                path.parent.rmdir()
-                continue
-        files[f"onnxruntime, {name}"] = path
-    return files
+    path.parent.mkdir(parents=True)
+    try:
+        own = {"block_size": BLOCK, "accuracy_level": 4, "algo_config": ways[name]()}
+        quantizer = quantizers.MatMulNBitsQuantizer(onnx.load(source), 4, **own)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path), True)
+    except Exception as error:  # of a library, on a graph that it may not know
+        reasons.put(" ".join(str(error).split())[:200] or type(error).__name__)
+    else:
+        reasons.put("")
 
 
 def points_of(run: Path) -> dict[str, Path]:

@@ -95,3 +95,17 @@ def test_perplexity_is_that_of_the_tokens_behind_the_first(tmp_path: Path) -> No
     external_data_helper.convert_model_to_external_data(proto, location="weights", size_threshold=0)
     save(proto, path)
     assert bytes_of(path) == path.stat().st_size + (tmp_path / "weights").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_quantizer_that_fails_or_takes_too_long_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "float.onnx"
+    source.write_bytes(b"no graph")
+    monkeypatch.setattr(packages, "QUANTIZERS", ("rtn",))
+    assert packages.quantized(source, tmp_path / "out", []) == {}
+    assert "onnxruntime, rtn: " in capsys.readouterr().out
+    assert not (tmp_path / "out" / "rtn").exists()
+    words = packages._quantize_in_time("rtn", source, tmp_path / "late" / "model.onnx", [], 0.001)
+    assert words == "no file after 0.001 minutes"
