@@ -325,6 +325,11 @@ class Packed(nn.Module):
         return self.head(self.recurrent(packed)[1][-1])
 
 
+class Exponential(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(x.unflatten(1, (2, 4))[..., :2]).flatten(1)
+
+
 class TiedConvolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -354,9 +359,9 @@ def scripted() -> nn.Module:
         (Held, (8,), "the model cannot be copied"),
         (Packed, (5, 8), "it packs sequences"),
         (
-            lambda: nn.Sequential(nn.Linear(8, 8), nn.AdaptiveMaxPool1d(3)),
+            lambda: nn.Sequential(nn.Linear(8, 8), Exponential()),
             (8,),
-            "no operator for aten.adaptive_max_pool2d",
+            "no operator for aten.linalg_matrix_exp",
         ),
         (TiedConvolutions, (5, 8), "no module can be compressed.* down"),
     ],

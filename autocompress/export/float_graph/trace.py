@@ -21,6 +21,7 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor, fx, nn
 
 from autocompress.errors import TaskError
+from autocompress.export.float_graph.operators.missing import missing_operators, translatable
 from autocompress.export.float_graph.registry import kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.attention import traceable_layers
@@ -211,7 +212,8 @@ def trace(
     with quiet(), traceable_layers(), torch.no_grad():
         program = _program(wrapped, tuple(traced), dynamic, needed)
         _drop_checks(program)
-        with kept_registry(OPSET):
+        program = translatable(program)
+        with kept_registry(OPSET), missing_operators():
             onnx_program = torch.onnx.export(
                 program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET
             )

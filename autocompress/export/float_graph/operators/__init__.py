@@ -1,0 +1,1 @@
+"""Tell the exporter which ONNX operators compute those of PyTorch."""
