@@ -13,6 +13,7 @@ from autocompress.cli.tables import console
 from autocompress.errors import AutocompressError, TaskError
 from autocompress.export.artifact import session_settings, session_warning
 from autocompress.measure.accuracy import evaluate_session
+from autocompress.results.measurement import score_words
 from autocompress.targets.device.graph_file import is_flat
 from autocompress.targets.device.processors import processors
 from autocompress.targets.device.sessions import (
@@ -95,9 +96,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
     extra = ""
     for name, value in scores.metrics.items():
         # "accuracy" is the task's metric, which may be a perplexity beside an accuracy.
-        extra += f", {'metric ' * (name == 'accuracy')}{name} {value:.4f}"
+        extra += f", {'metric ' * (name == 'accuracy')}{name} {score_words(value)}"
     console.print(
-        f"{arguments.path}: accuracy {scores.accuracy:.4f}{extra} on {samples} samples of "
+        f"{arguments.path}: accuracy {score_words(scores.accuracy)}{extra} on {samples} samples of "
         f"{arguments.split}",
         highlight=False,
     )

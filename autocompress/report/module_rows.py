@@ -79,7 +79,10 @@ def module_facts(info: RunInfo) -> list[ModuleFacts]:
         info: content of a run folder.
     """
     known = {row["module"]: row for row in info.run.get("modules") or []}
+    # Shares are of the student's latency where there is one, the baseline is the original's.
     base_ms = info.front.baseline.latency_ms
+    first_ms = (info.run.get("baseline") or {}).get("latency_ms") or base_ms
+    base_ms *= (info.run.get("float_ms") or first_ms) / first_ms
     times = {}
     for row in (info.run.get("time") or {}).get("modules", []):
         times[row["module"]] = row["share"] * base_ms

@@ -238,7 +238,7 @@ class ParetoFront:
                 words.append(f"{m.size_bytes} B, {over:.0f} B above the limit")
             elif name == "max_latency":
                 over = by * (limits.max_latency_ms or 0.0)
-                words.append(f"{m.latency_ms:.3f} ms, {over:.3f} ms above the limit")
+                words.append(f"{m.latency_ms:.3f} ms, {over:.3g} ms above the limit")
             elif name == "max_memory" and m.activation_bytes is None:
                 words.append("an unknown memory of activations")
             elif name == "max_memory":

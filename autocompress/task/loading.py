@@ -7,6 +7,7 @@ each pass, whatever the user's loader does; small splits are kept in memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator, Sized
 from itertools import islice
@@ -89,6 +90,7 @@ class Checked:
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
         what = f"task: {self.split} cannot be read"
+        _seed_own(self.batches)
         with user_code(what):
             batches = iter(self.batches)
         while True:
@@ -100,6 +102,27 @@ class Checked:
 
     def __len__(self) -> int:
         return _length(self.batches)
+
+
+def _seed_own(batches: Any) -> None:
+    """Start the generator of a loader's own from the global one, which callers seed."""
+    while isinstance(batches, (Changed, Unlabelled)):
+        batches = batches.batches
+    samplers = [getattr(batches, name, None) for name in ("sampler", "batch_sampler")]
+    samplers.append(getattr(samplers[1], "sampler", None))
+    for owner in (batches, *samplers):
+        own = getattr(owner, "generator", None)
+        if isinstance(own, torch.Generator):
+            own.manual_seed(int(torch.randint(2**31, ())))
+
+
+def _copied(target: Any) -> Any:
+    """Return a copy of a target, which may hold arrays of NumPy."""
+    tensors = map_value(target, lambda tensor: tensor.detach().clone())
+    try:
+        return tensors if isinstance(tensors, Tensor) else copy.deepcopy(tensors)
+    except TypeError:  # an object of the user's that cannot be copied
+        return tensors
 
 
 class Kept:
@@ -160,8 +183,7 @@ class Kept:
         if self._bytes > self.most_bytes:
             self._drop()
         else:
-            inputs, target = map_inputs(batch[0], torch.clone), map_value(batch[1], torch.clone)
-            self._read_so_far.append((inputs, target))
+            self._read_so_far.append((map_inputs(batch[0], torch.clone), _copied(batch[1])))
 
     def _drop(self) -> None:
         more = f"takes more than {self.most_bytes / 1e9:.3g} GB, which Task.data_memory allows"

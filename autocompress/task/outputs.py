@@ -164,7 +164,8 @@ def default_loss(kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
     Args:
         kind: of the output.
         output: (n, ...).
-        labels: one per element, or one index of a class per position; -100 does not count.
+        labels: one per element, or one index of a class per position; -100 does not count, but
+            where a sample has a single value.
 
     Returns:
         Scalar, the mean over the labels that count.
@@ -176,7 +177,12 @@ def default_loss(kind: OutputKind, output: Tensor, labels: Tensor) -> Tensor:
     if not labels_fit(kind, output, labels):
         raise TaskError(f"task: {shapes_of(output, labels)} fit no loss of {kind.kind}; give loss")
     if not kind.is_logits:
-        return F.mse_loss(output, labels.to(output.dtype).reshape(output.shape))
+        wanted = labels.to(output.dtype).reshape(output.shape)
+        errors = F.mse_loss(output, wanted, reduction="none")
+        if output[:1].numel() == 1:  # a value per sample may be any number
+            return errors.mean()
+        counts = wanted != IGNORED
+        return (errors * counts).sum() / counts.sum().clamp_min(1)
     logits = kind.logits(output)
     if one_each(output, labels):
         shaped = labels.reshape(output.shape)

@@ -75,6 +75,13 @@ def test_facts_of_the_run_are_taken(front: ParetoFront) -> None:
     assert [(row["bytes"], row["ms"]) for row in table] == [(864, 0.5)] * 2
 
 
+def test_times_are_those_of_the_student_that_is_compressed(front: ParetoFront) -> None:
+    shares = {"modules": [{"module": "a", "share": 0.25}]}
+    run = {"time": shares, "baseline": {"latency_ms": 2.0}, "float_ms": 0.2}
+    (facts,) = module_facts(info(front, run))
+    assert facts.milliseconds == pytest.approx(0.05)
+
+
 def test_sums_of_rows_are_means_over_parameters() -> None:
     facts = [ModuleFacts("t.a", "t", parameters=300), ModuleFacts("t.b", "t", parameters=100)]
     configs = {"t.a": ModuleConfig(4, pruning_ratio=0.5, symmetric=False, group_size=32)}

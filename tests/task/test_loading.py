@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 from autocompress.errors import TaskError
+from autocompress.task.batches import seeded
 from autocompress.task.loading import (
     Checked,
     FloatBatches,
@@ -88,6 +92,40 @@ def test_training_loaders_are_read_anew_and_others_are_kept() -> None:
     once = settled(iter(Loader()), "train", X, MANY, shuffles=True)
     assert isinstance(once, Kept), "an iterator has no second pass"
     assert torch.equal(next(iter(once))[0], next(iter(once))[0])
+
+
+@pytest.mark.parametrize("own", ["loader", "sampler", "batches"])
+def test_a_loader_with_its_own_generator_is_seeded_by_its_reader(own: str) -> None:
+    data = TensorDataset(torch.arange(12.0), torch.arange(12))
+    own_generator = torch.Generator()
+    if own == "loader":
+        loader = DataLoader(data, 4, shuffle=True, generator=own_generator)
+    elif own == "sampler":
+        loader = DataLoader(data, 4, sampler=RandomSampler(data, generator=own_generator))
+    else:
+        sampler = RandomSampler(data, generator=own_generator)
+        loader = DataLoader(data, batch_sampler=BatchSampler(sampler, 4, drop_last=False))
+    train = FloatBatches(settled(loader, "train", X[:, 0], MANY, shuffles=True))
+
+    def order(seed: int) -> list[float]:
+        with seeded(seed):
+            return [float(value) for x, _ in train for value in x]
+
+    first = order(0)
+    assert order(1) != first
+    assert order(0) == first
+
+
+def test_a_kept_split_copies_targets_that_the_loader_writes_over() -> None:
+    class Refilled:
+        def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+            labels = np.zeros(3, np.int64)
+            for i in range(2):
+                labels[:] = i
+                yield X, {"labels": labels, "names": ["a", "b", "c"]}
+
+    kept = list(Kept(Refilled(), "validation", X, MANY))
+    assert [int(target["labels"][0]) for _, target in kept] == [0, 1]
 
 
 def test_a_kept_split_is_in_memory_when_it_was_read_to_its_end() -> None:

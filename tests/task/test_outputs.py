@@ -145,6 +145,14 @@ def test_losses_by_hand() -> None:
     assert default_loss(LAST, logits, torch.tensor([-100, -100])).item() == 0.0
 
 
+def test_positions_of_numbers_count_like_those_of_classes() -> None:
+    padded = torch.tensor([[3.0, -100.0], [-100.0, 2.0]])
+    close(default_loss(VALUES, torch.tensor([[1.0, 9.0], [9.0, 2.0]]), padded), 2.0)
+    close(default_loss(VALUES, torch.zeros(2, 2), torch.full((2, 2), -100.0)), 0.0)
+    single = torch.tensor([-100.0, -98.0])  # a value per sample may be any number
+    close(default_loss(VALUES, torch.tensor([-99.0, -98.0]), single), 0.5)
+
+
 def test_divergence_of_a_temperature_is_that_of_the_divided_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(2, 3, 4, generator=generator) for _ in range(2))

@@ -6,6 +6,7 @@ Races compare candidates sample by sample on these scores (`evaluate/racing.py`)
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from autocompress.task.task import Task
 
 Array = NDArray[np.float32]
 CHECKED = 32  # samples on which it is found out how a metric scores
+LARGEST = " largest"  # behind the name of encoded scores: the value of their largest
 SAME = 1e-6  # relative difference up to which a metric of a batch is the mean over its samples
 
 
@@ -63,15 +65,19 @@ class SampleScores:
             count: number of samples to keep, at most.
 
         Returns:
-            By name, base64 of deflated 16-bit floats.
+            By name, base64 of deflated 16-bit floats, and the value that their largest stands for.
         """
         arrays = {"divergence": self.divergence}
         if self.metric is not None:
             arrays["metric"] = self.metric
         texts = {}
         for name, values in arrays.items():
-            packed = zlib.compress(values[:count].astype(np.float16).tobytes())
+            # Squared errors of small targets are below what 16 bits tell from 0.
+            largest = float(np.abs(values[:count]).max(initial=0.0))
+            largest = largest if 0 < largest < math.inf else 1.0
+            packed = zlib.compress((values[:count] / largest).astype(np.float16).tobytes())
             texts[name] = base64.b64encode(packed).decode()
+            texts[f"{name}{LARGEST}"] = repr(largest)
         return texts
 
     @classmethod
@@ -86,8 +92,11 @@ class SampleScores:
         """
         arrays = {}
         for name, text in texts.items():
+            if name.endswith(LARGEST):
+                continue
             values = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.float16)
-            arrays[name] = values.astype(np.float32)
+            # Trials of earlier versions have no largest value.
+            arrays[name] = values.astype(np.float32) * float(texts.get(f"{name}{LARGEST}", 1.0))
         return cls(arrays.get("metric"), arrays["divergence"])
 
 

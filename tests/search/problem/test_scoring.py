@@ -64,6 +64,15 @@ def test_scores_round_trip_up_to_the_count() -> None:
     assert len(SampleScores.decoded(scores.encoded(3))) == 3
 
 
+def test_tiny_scores_keep_what_tells_them_apart() -> None:
+    tiny = np.array([2.5e-9, 1e-9, 4e-12, 0.0], dtype=np.float32)
+    for values in (tiny, tiny * 1e15, np.zeros(4, np.float32)):
+        again = SampleScores.decoded(SampleScores(None, values).encoded(4)).divergence
+        np.testing.assert_allclose(again, values, rtol=2e-3, atol=float(values.max()) * 1e-7)
+    old = SampleScores(None, np.array([0.5, 1.0], dtype=np.float32)).encoded(2)
+    assert SampleScores.decoded({"divergence": old["divergence"]}).divergence.tolist() == [0.5, 1.0]
+
+
 def written_top1(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     """Write the answers over the outputs, and other classes over the targets."""
     chosen = outputs.argmax(1)

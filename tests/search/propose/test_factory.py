@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
@@ -14,7 +16,13 @@ from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
 from autocompress.search.propose import factory
 from autocompress.search.propose.estimate.probe_board import ProbeBoard
-from autocompress.search.propose.factory import STOCK, make_sampler, sensitivity, stock_sampler
+from autocompress.search.propose.factory import (
+    STOCK,
+    make_allocator,
+    make_sampler,
+    sensitivity,
+    stock_sampler,
+)
 from autocompress.search.propose.sensitivity_table import Row, Sensitivity, read_rows
 
 ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
@@ -22,7 +30,8 @@ ROWS = [Row("a", ModuleConfig(weight_bits=4), 0.25, 10, 1.0)]
 
 def bench() -> SimpleNamespace:
     names = ("task", "stitcher", "space", "device")
-    parts = dict.fromkeys((*names, "layout", "table", "table_float_ms"))
+    parts: dict[str, Any] = dict.fromkeys((*names, "layout", "table"))
+    parts["table_float_ms"] = 4.0
     builder, files = (
         SimpleNamespace(float_bytes=5),
         SimpleNamespace(float_ms=4.0),
@@ -51,6 +60,30 @@ def test_sensitivities_are_measured_once_per_folder(
     again, how = sensitivity(bench(), tmp_path, print)
     assert (again, how) == (losses, None)
     assert calls == [(7.0, board)]
+
+
+def test_a_table_without_measurements_is_measured_by_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    blind = [replace(ROWS[0], divergence=1.0), replace(ROWS[0], module="b", divergence=1.0)]
+    found = [ROWS[0], replace(ROWS[0], module="b")]
+    measured = iter([Sensitivity(rows, 1, 0.0, 0.0, None, None) for rows in (blind, found)])
+    monkeypatch.setattr(factory, "measure_sensitivity", lambda *given: next(measured))
+    sensitivity(bench(), tmp_path, print, deadline=7.0)
+    assert sensitivity(bench(), tmp_path, print)[1] is None, "workers read it"
+    assert sensitivity(bench(), tmp_path, print, deadline=7.0)[0]["a", ROWS[0].config] == 0.25
+
+
+def test_costs_are_shares_of_the_original_where_a_student_is_compressed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units: list[float] = []
+    monkeypatch.setattr(factory.Allocator, "of", lambda *given: units.append(given[-1]))
+    student = bench()
+    student.table_float_ms, student.float_files.float_ms = 2.2, 2.0
+    student.baseline = Measurement(1000, 20.0, 0.9)
+    make_allocator(student, {})
+    assert units == [pytest.approx(22.0)]
 
 
 @pytest.fixture
