@@ -262,6 +262,62 @@ def complex_einsum(equation: str, operands: Sequence[Tensor], *, path: Any = Non
     return torch.complex(real, imaginary)
 
 
+def istft(
+    spectrum: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    normalized: bool = False,
+    onesided: bool | None = None,
+    length: int | None = None,
+    return_complex: bool = False,
+) -> Any:
+    """Return the signal of a spectrum; PyTorch's own function adds up sample by sample.
+
+    Args:
+        spectrum: (..., frequencies, frames) complex.
+        n_fft: samples of a frame; the others are those of `torch.istft`.
+
+    Returns:
+        (..., samples).
+    """
+    if return_complex or onesided is False:
+        return NotImplemented
+    hop, own = hop_length or n_fft // 4, win_length or n_fft
+    window = torch.ones(own) if window is None else window
+    left = (n_fft - own) // 2
+    window = torch.nn.functional.pad(window, (left, n_fft - own - left))
+    batched = spectrum if spectrum.dim() == 3 else spectrum.unsqueeze(0)
+    norm = "ortho" if normalized else "backward"
+    frames = torch.fft.irfft(batched.transpose(1, 2), n_fft, norm=norm) * window
+    weights = window.square().expand(1, frames.shape[1], n_fft)
+    end = n_fft + hop * (frames.shape[1] - 1)
+    start = n_fft // 2 if center else 0
+    end = start + length if length is not None else end - start
+    signal, weight = (_overlapped(x, hop)[:, start:end] for x in (frames, weights))
+    signal = signal / weight
+    if length is not None:
+        signal = torch.nn.functional.pad(signal, (0, length - signal.shape[1]))
+    return signal if spectrum.dim() == 3 else signal.squeeze(0)
+
+
+def _overlapped(frames: Tensor, hop: int) -> Tensor:
+    """Return the sums (n, samples) of frames (n, frames, samples) that begin `hop` apart."""
+    size, count = frames.shape[2], frames.shape[1]
+    if size % hop:
+        whole = (1, size + hop * (count - 1))
+        folded = torch.nn.functional.fold(frames.mT, whole, (1, size), stride=(1, hop))
+        return folded.flatten(1)
+    parts = size // hop
+    moved = [
+        torch.nn.functional.pad(part, (0, 0, i, parts - 1 - i))
+        for i, part in enumerate(frames.split(hop, 2))
+    ]
+    return torch.stack(moved).sum(0).flatten(1)
+
+
 def rrelu(
     x: Tensor, noise: Tensor, lower: float, upper: float, training: bool, generator: Any = None
 ) -> Any:
@@ -317,6 +373,7 @@ WITHOUT_TRANSLATION: Mapping[str, Callable[..., Any]] = {
 BEFORE_TRANSLATION: Mapping[str, Callable[..., Any]] = {
     "aten.avg_pool2d.default": avg_pool2d,
     "aten.einsum.default": complex_einsum,
+    "aten.istft.default": istft,
     "aten.scatter_reduce.two": scatter_mean,
     "aten.inverse.default": inverse,
     "aten.linalg_inv.default": inverse,

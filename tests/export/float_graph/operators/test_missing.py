@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -169,6 +170,29 @@ def test_complex_tensors_are_multiplied_by_parts(which: tuple[bool, bool]) -> No
     expected = torch.einsum("bix,iox->box", *both)
     torch.testing.assert_close(missing.complex_einsum("bix,iox->box", pair), expected)
     assert missing.complex_einsum("bix,iox->box", [x.real for x in both]) is NotImplemented
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hop_length": 4, "length": 50},
+        {"hop_length": 4, "length": 64, "win_length": 12},
+        {"hop_length": 6, "normalized": True},
+        {"hop_length": 3, "center": False, "window": torch.hamming_window(16)},
+    ],
+)
+def test_signals_are_those_of_their_spectra(options: dict[str, Any]) -> None:
+    size = options.get("win_length", 16)
+    options = {"window": torch.hann_window(size) + 0.1, **options}
+    with_length = {name: value for name, value in options.items() if name != "length"}
+    spectrum = torch.stft(values(2, 64), 16, return_complex=True, **with_length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a signal that is shorter than its length
+        expected = torch.istft(spectrum, 16, **options)
+    torch.testing.assert_close(missing.istft(spectrum, 16, **options), expected)
+    torch.testing.assert_close(missing.istft(spectrum[0], 16, **options), expected[0])
+    assert missing.istft(spectrum, 16, onesided=False) is NotImplemented
 
 
 def test_rrelu_has_its_mean_slope() -> None:
