@@ -262,6 +262,52 @@ def complex_einsum(equation: str, operands: Sequence[Tensor], *, path: Any = Non
     return torch.complex(real, imaginary)
 
 
+def embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return sums (mode 0), means (1) or maxima (2) of looked up rows; empty bags are 0.
+
+    ONNX Runtime crashes on what the exporter makes of it.
+
+    Args:
+        weight: (rows, width) table.
+        indices: (n,) rows that are looked up.
+        offsets: (bags,) where each bag begins; the others are those of `F.embedding_bag`.
+
+    Returns:
+        (bags, width), and three tensors that no model reads.
+    """
+    places, kept = torch.arange(indices.shape[0]), torch.ones_like(indices, dtype=weight.dtype)
+    if padding_idx is not None and padding_idx >= 0:
+        kept = (indices != padding_idx).to(weight.dtype)
+    offsets = offsets[:-1] if include_last_offset else offsets
+    bags = offsets.shape[0]
+    bag = (places.unsqueeze(1) >= offsets).sum(1) - 1
+    rows = weight[indices]
+    count = weight.new_zeros(bags).index_add(0, bag, kept)
+    if mode == 2:
+        lowest = torch.finfo(weight.dtype).min
+        rows = torch.where(kept.unsqueeze(1) > 0, rows, lowest)
+        own = bag.unsqueeze(1).expand_as(rows)
+        found = weight.new_full((bags, weight.shape[1]), lowest)
+        found = found.scatter_reduce(0, own, rows, "amax")
+        return torch.where(count.unsqueeze(1) > 0, found, 0.0), bag, count, bag
+    factor = kept if per_sample_weights is None else kept * per_sample_weights
+    rows = rows * factor.unsqueeze(1)
+    found = weight.new_zeros(bags, weight.shape[1]).index_add(0, bag, rows)
+    if mode == 1:
+        found = found / count.clamp_min(1).unsqueeze(1)
+    return found, bag, count, bag
+
+
 def istft(
     spectrum: Tensor,
     n_fft: int,
@@ -373,6 +419,8 @@ WITHOUT_TRANSLATION: Mapping[str, Callable[..., Any]] = {
 BEFORE_TRANSLATION: Mapping[str, Callable[..., Any]] = {
     "aten.avg_pool2d.default": avg_pool2d,
     "aten.einsum.default": complex_einsum,
+    "aten.embedding_bag.default": embedding_bag,
+    "aten.embedding_bag.padding_idx": embedding_bag,
     "aten.istft.default": istft,
     "aten.scatter_reduce.two": scatter_mean,
     "aten.inverse.default": inverse,

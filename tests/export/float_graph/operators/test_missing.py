@@ -175,6 +175,33 @@ def test_complex_tensors_are_multiplied_by_parts(which: tuple[bool, bool]) -> No
 @pytest.mark.parametrize(
     "options",
     [
+        {"mode": "sum"},
+        {"mode": "mean", "padding_idx": 1},
+        {"mode": "max"},
+        {"mode": "max", "padding_idx": 4},
+        {"mode": "sum", "per_sample_weights": values(6)},
+        {"mode": "mean", "include_last_offset": True},
+    ],
+)
+def test_bags_are_those_of_pytorch(options: dict[str, Any]) -> None:
+    table, ids, offsets = values(5, 3), torch.tensor([4, 1, 1, 0, 2, 4]), torch.tensor([0, 2, 2, 5])
+    if "include_last_offset" in options:
+        offsets = torch.tensor([0, 2, 2, 5, 6])
+    expected = F.embedding_bag(ids, table, offsets, **options)
+    mode = ("sum", "mean", "max").index(options["mode"])
+    found = missing.embedding_bag(
+        table,
+        ids,
+        offsets,
+        mode=mode,
+        **{name: options[name] for name in options if name != "mode"},
+    )
+    torch.testing.assert_close(found[0], expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
         {},
         {"hop_length": 4, "length": 50},
         {"hop_length": 4, "length": 64, "win_length": 12},
