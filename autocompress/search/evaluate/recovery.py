@@ -6,6 +6,7 @@ Trained weights are kept in the run folder by trial number. `compress/recover` d
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -213,4 +214,5 @@ def recover_candidate(
 def _misses_more(after: Scores, before: Scores, goal: Goal) -> bool:
     """Return True if a metric was above its floor before a training, and is below it after it."""
     least = {name: goal.limits.least(name) for name in goal.limits.floors}
-    return any(after.metrics[name] < low <= before.metrics[name] for name, low in least.items())
+    known = {name: before.metrics.get(name, -math.inf) for name in least}  # of earlier versions
+    return any(after.metrics[name] < low <= known[name] for name, low in least.items())
