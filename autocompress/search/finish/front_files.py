@@ -37,7 +37,7 @@ from autocompress.search.finish.measured_file import (
 from autocompress.search.finish.points import (
     errors_of,
     folder_name,
-    over_memory,
+    over_others,
     parts_of,
     point_of,
     worth_showing,
@@ -259,7 +259,7 @@ class FrontFiles:
         for number, file in self._files.items():
             self._files[number] = _moved(file, models)
         kept = self._kept(baseline)
-        aside = over_memory(kept, self.limits)
+        aside = over_others(kept, self.limits, objectives)
         front = ParetoFront.of(baseline, kept, objectives, aside)
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front

@@ -80,23 +80,30 @@ def worth_showing(
     ]
 
 
-def over_memory(points: Sequence[FrontPoint], limits: Limits) -> set[int]:
-    """Return the trials whose points miss the limit of memory, which is no objective.
+def over_others(
+    points: Sequence[FrontPoint], limits: Limits, objectives: Collection[str]
+) -> set[int]:
+    """Return the trials whose points miss a limit of what is no objective: memory, or a metric.
 
-    A resumed run may have got the limit, and a point that misses it must not hide one that keeps
-    it.
+    A resumed run may have got the limit, and what is measured may miss one that was kept in the
+    simulation. Such a point must not hide one that keeps the limit.
 
     Args:
         points: of all files that are shown.
         limits: absolute limits.
+        objectives: extra metrics that are objectives.
 
     Returns:
-        Numbers of trials; none if all points miss the limit.
+        Numbers of trials; none if all points miss such a limit.
     """
-    most = limits.max_memory_bytes
-    if most is None:
-        return set()
-    over = {p.trial for p in points if (p.measured.activation_bytes or 0) > most}
+    floors = {name: floor for name, floor in limits.floors.items() if name not in objectives}
+    others = Limits(floors=floors, max_memory_bytes=limits.max_memory_bytes)
+    over = set()
+    for point in points:
+        m = point.measured
+        parts = (m.size_bytes, m.latency_ms, None, m.metrics, m.activation_bytes)
+        if not are_kept(others.violations(*parts)):
+            over.add(point.trial)
     return over if len(over) < len(points) else set()
 
 

@@ -207,6 +207,33 @@ def test_a_limit_that_comes_later_is_judged_by_the_files_that_are_there(files) -
     assert [p.measured.activation_bytes for p in front.points] == [7 * 400]
 
 
+@pytest.mark.parametrize("objectives", [(), ("f1",)])
+def test_a_point_that_misses_a_floor_hides_none_that_keeps_it(
+    files, monkeypatch, objectives: tuple[str, ...]
+) -> None:
+    run, recalls = front_files.run_file, {4: 0.7, 5: 0.92, 6: 0.93}
+
+    def run_file(one: Finalist, *rest) -> MeasuredFile:
+        bits = one.candidate.config("a").weight_bits
+        return replace(run(one, *rest), scores=Scores(0.9 - bits / 100, {"f1": recalls[bits]}))
+
+    monkeypatch.setattr(front_files, "run_file", run_file)
+    space = SimpleNamespace(objectives=objectives)
+    problem = SimpleNamespace(**{**vars(PROBLEM), "space": space})
+    problem.baseline = replace(BASE, metrics={"f1": 0.95})
+    everyone = [finalist(3, 4), finalist(4, 5), finalist(5, 6)]
+    for one in everyone:
+        files.made.add(one, problem, {})
+    assert [p.trial for p in read_front(files.folder).points] == ([3, 4, 5] if objectives else [3])
+    again = FrontFiles.resumed(files.folder, Limits(floors={"f1": 0.9}), lambda *_: None)
+    front, _ = again.finish(everyone, problem, {})
+    assert [p.trial for p in front.points] == ([3, 4, 5] if objectives else [4])
+    assert front.pick("smallest", floors={"f1": 0.9}).point.trial == 4
+    none = FrontFiles.resumed(files.folder, Limits(floors={"f1": 0.99}), lambda *_: None)
+    front, _ = none.finish(everyone, problem, {})
+    assert [p.trial for p in front.points] == ([3, 4, 5] if objectives else [3])
+
+
 def test_a_file_without_finite_outputs_is_left_out(files) -> None:
     with pytest.raises(NotComputableError):
         files.made.add(finalist(0, 2), PROBLEM, {})
