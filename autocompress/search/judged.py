@@ -1,17 +1,22 @@
-"""Tell whether a run that goes on is judged as it was before.
+"""Tell whether a run that goes on has the study and is judged as before.
 
 Scores of an earlier part of a run may be compared with new ones only if they are of the same data
-and the same metric.
+and the same metric. Files are named by the numbers of trials, so the trials must be the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from autocompress.errors import RunFolderError
+from autocompress.results.front_point import FrontPoint
 from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.search.problem.trial_record import records_of
 from autocompress.targets.device.result import versions
 
 SAME_SCORE = 1e-3  # difference of a score up to 1 that other threads or versions may make
@@ -77,3 +82,29 @@ def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> N
                 break
     if reason:
         raise RunFolderError(f"{folder}: {reason}; choose another --out")
+
+
+def check_study(folder: Path, points: Sequence[FrontPoint], study: optuna.Study) -> None:
+    """Refuse to go on with a run by another study than the one that its files are of.
+
+    A study that was restored from a copy may lack the last trials. Uniform candidates are left out:
+    each study begins with them.
+
+    Args:
+        folder: the run folder.
+        points: of the files that it holds.
+        study: that goes on.
+
+    Raises:
+        RunFolderError: no file is of a trial of the study.
+    """
+    known = {}
+    for trial in records_of(study):
+        if trial.candidate_json is not None:
+            known[trial.number] = trial.candidate.modules
+    chosen = [point for point in points if not point.is_uniform]
+    if chosen and not any(known.get(p.trial) == p.candidate.modules for p in chosen):
+        raise RunFolderError(
+            f"{folder}: its files are of trials of another study than {study.study_name!r}; choose "
+            "another --out, or the --storage and --study-name of before"
+        )

@@ -5,16 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import torch
 
 import autocompress as ac
 from autocompress.errors import RunFolderError
 from autocompress.measure.tally import Scores
+from autocompress.results.front_point import FrontPoint
 from autocompress.search import judged
-from autocompress.search.judged import check_judged, judged_by
+from autocompress.search.judged import check_judged, check_study, judged_by
 from autocompress.search.problem.race import open_race
 from autocompress.search.problem.run_record import RunRecord
+from autocompress.search.problem.trial_record import TrialRecord
 
 CPU = torch.device("cpu")
 
@@ -97,3 +100,26 @@ def test_what_is_not_in_memory_is_compared_by_its_scores(tmp_path: Path) -> None
     before = problem()
     now = SimpleNamespace(race=replace(before.race, split=""), device=CPU)
     check_judged(tmp_path, record_of(before), now)
+
+
+def test_files_of_another_study_are_not_mixed_with_those_of_this_one(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="one", directions=["minimize", "minimize", "maximize"])
+    for bits in (8, 4, 3):
+        trial = study.ask()
+        record = TrialRecord.of(trial.number, ac.Candidate.of({"a": ac.ModuleConfig(bits)}))
+        for name, value in record.attributes_before().items():
+            trial.set_user_attr(name, value)
+        study.tell(trial, [1.0, 1.0, 1.0])
+
+    def point(number: int, bits: int, is_uniform: bool = False) -> FrontPoint:
+        numbers = ac.Measurement(100, 1.0, 0.9)
+        candidate = ac.Candidate.of({"a": ac.ModuleConfig(bits)}, ac.Distillation(steps=9))
+        return FrontPoint(number, candidate, numbers, numbers, "a", is_uniform=is_uniform)
+
+    check_study(tmp_path, [], study)
+    check_study(tmp_path, [point(0, 6, is_uniform=True)], study)
+    check_study(tmp_path, [point(1, 4), point(2, 3)], study)
+    check_study(tmp_path, [point(1, 4), point(7, 3)], study)  # restored from an earlier copy
+    for others in ([point(1, 3)], [point(7, 4)], [point(0, 8, is_uniform=True), point(2, 4)]):
+        with pytest.raises(RunFolderError, match=r"of another study than 'one'; choose another"):
+            check_study(tmp_path, others, study)

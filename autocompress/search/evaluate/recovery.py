@@ -28,6 +28,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.task.user_code import UserCodeError
 
 CUT = "its training took too long and was cut; the weights before it are kept"
+MODULES = "modules"  # note: hash of the candidate; weights of an earlier version have none
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,17 @@ def recovered_path(folder: Path, number: int) -> Path:
     return folder / "recovered" / f"{number:04d}.safetensors"
 
 
-def read_recovered(folder: Path, number: int) -> Recovered | None:
+def read_recovered(folder: Path, number: int, candidate: Candidate) -> Recovered | None:
     """Read the trained weights of a trial.
 
     Args:
         folder: the run folder.
         number: of the trial.
+        candidate: of the trial, however it was trained.
 
     Returns:
-        The weights, or None if the untrained ones are the best.
+        The weights, or None if the untrained ones are the best. Weights of another candidate, as
+        another study in the folder leaves them, are not those of the trial.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -93,6 +96,9 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
         return None
     try:
         tensors, notes = read_tensors(path)
+        own = _modules(candidate)
+        if notes.get(MODULES, own) != own:
+            return None
         distillation = Distillation.from_json(json.loads(notes["distillation"]))
         scores = Scores(float(notes["accuracy"]), json.loads(notes.get("metrics", "{}")))
         return Recovered(Trained.from_tensors(tensors), distillation, scores)
@@ -102,8 +108,14 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
         ) from error
 
 
-def _write(folder: Path, number: int, recovered: Recovered) -> None:
+def _modules(candidate: Candidate) -> str:
+    """Return a hash of a candidate without its recovery."""
+    return Candidate(candidate.modules).digest
+
+
+def _write(folder: Path, number: int, candidate: Candidate, recovered: Recovered) -> None:
     notes = {
+        MODULES: _modules(candidate),
         "distillation": json.dumps(recovered.distillation.to_json()),
         "accuracy": repr(recovered.scores.accuracy),
         "metrics": json.dumps(dict(recovered.scores.metrics)),
@@ -205,7 +217,7 @@ def recover_candidate(
     improved = goal.worth(after) > goal.worth(before) and not _misses_more(after, before, goal)
     if improved:
         lesson = ended_at(decided(candidate.distillation, place), steps)
-        _write(folder, number, Recovered(trained, lesson, after))
+        _write(folder, number, candidate, Recovered(trained, lesson, after))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs, divergence=divergence)

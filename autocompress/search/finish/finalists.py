@@ -395,7 +395,7 @@ def with_best_weights(finalist: Finalist, goal: Goal, folder: Path) -> Finalist:
         goal: names the qualities.
         folder: the run folder, which holds recovered weights.
     """
-    trained = read_recovered(folder, finalist.number)
+    trained = read_recovered(folder, finalist.number, finalist.candidate)
     if trained is None:
         return replace(finalist, candidate=untrained(finalist.candidate))
     candidate = replace(finalist.candidate, distillation=trained.distillation)

@@ -116,9 +116,11 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
     Returns:
         The weights; None where it is untrained, or the trial has other weights by now.
     """
-    recovery = finalist.candidate.distillation
-    recovered = read_recovered(folder, finalist.number) if recovery.steps > 0 else None
-    if recovered is None or recovered.distillation != recovery:
+    candidate = finalist.candidate
+    if candidate.distillation.steps == 0:
+        return None
+    recovered = read_recovered(folder, finalist.number, candidate)
+    if recovered is None or recovered.distillation != candidate.distillation:
         return None
     return recovered.trained
 
@@ -133,7 +135,7 @@ def with_kept_weights(folder: Path, finalist: Finalist) -> Finalist:
     Returns:
         The same object if there are no other weights.
     """
-    recovered = read_recovered(folder, finalist.number)
+    recovered = read_recovered(folder, finalist.number, finalist.candidate)
     if recovered is None or recovered.distillation == finalist.candidate.distillation:
         return finalist
     candidate = replace(finalist.candidate, distillation=recovered.distillation)
