@@ -196,6 +196,21 @@ def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(
     assert whole.violations["max_accuracy_drop"] == pytest.approx(0.65)
 
 
+def test_what_an_earlier_limit_stopped_is_judged_under_another_one(
+    judge: Judge, study: optuna.Study
+) -> None:
+    stopped = told(study, judge, 3)
+    assert stopped.cause.startswith("below accuracy 0.9000 after ")
+    assert told(study, judge, 3).cause.startswith("repeats trial 0: below accuracy 0.9000 after ")
+    earlier = TrialRecord.from_trial(study.trials[0])
+    assert earlier.stands(judge.limits)
+    judge.limits = replace(judge.limits, max_accuracy_drop=0.8)
+    assert not earlier.stands(judge.limits)
+    found = told(study, judge, 3)
+    assert (found.cause, found.qualities) == ("", (0.25,))
+    assert told(study, judge, 3).cause == "repeats trial 2"
+
+
 def test_trials_are_not_trained_where_the_front_is_by_blocks(
     judge: Judge, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
