@@ -201,7 +201,7 @@ class ParetoFront:
         def meeting(points: Sequence[FrontPoint]) -> list[FrontPoint]:
             return [p for p in points if are_kept(self._violations(p, asked))]
 
-        if asked.max_memory_bytes is None and set(asked.floors) <= set(self.objectives):
+        if asked.beside(self.objectives) == Limits():
             return tuple(meeting(self.points))
         met = meeting((*self.points, *self.dominated))
         return ParetoFront.of(self.baseline, met, self.objectives).points

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,15 @@ class Limits:
             name: key of `floors`.
         """
         return self.floors[name] - METRIC_TOLERANCE * abs(self.floors[name])
+
+    def beside(self, objectives: Collection[str]) -> Limits:
+        """Return the limits of what dominance does not know: of memory, and of other metrics.
+
+        Args:
+            objectives: extra metrics that are objectives.
+        """
+        floors = {name: floor for name, floor in self.floors.items() if name not in objectives}
+        return Limits(floors=floors, max_memory_bytes=self.max_memory_bytes)
 
     def violations(
         self,

@@ -204,9 +204,16 @@ class Judge:
     def _comparable(self, done: list[TrialRecord]) -> list[TrialRecord]:
         """Return the trials that can beat a candidate by accuracy alone.
 
-        There are none where other qualities are objectives too.
+        There are none where other qualities are objectives too. One that misses the floor of a
+        metric, or the limit of memory, can take no candidate's place on the front.
         """
-        return [] if self.problem.space.objectives else done
+        if self.problem.space.objectives:
+            return []
+        others = self.limits.beside(())
+        if others == Limits():
+            return done
+        parts = (others, self.problem.baseline.accuracy, self.problem.activation_bytes)
+        return [trial for trial in done if are_kept(trial.missed(*parts))]
 
     def _rivals(self, done: list[TrialRecord], record: TrialRecord) -> list[Rival]:
         rivals = []
@@ -291,7 +298,9 @@ class Judge:
         self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float | None
     ) -> str:
         size, latency = record.size_bytes, record.latency_ms
-        if worth_finishing(done, self.goal, size, latency, scores.divergence, left):
+        activations = self.problem.activation_bytes
+        parts = (size, latency, scores.divergence, left, activations)
+        if worth_finishing(done, self.goal, *parts):
             return ""
         return f"expected to add nothing to the front after {len(scores)} samples"
 

@@ -96,9 +96,7 @@ def over_others(
     Returns:
         Numbers of trials; none if all points miss such a limit.
     """
-    floors = {name: floor for name, floor in limits.floors.items() if name not in objectives}
-    others = Limits(floors=floors, max_memory_bytes=limits.max_memory_bytes)
-    over = set()
+    others, over = limits.beside(objectives), set()
     for point in points:
         m = point.measured
         parts = (m.size_bytes, m.latency_ms, None, m.metrics, m.activation_bytes)
