@@ -258,7 +258,9 @@ def measure_latencies(
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
     threads = opened.run.student_threads
-    run = replace(run, judged=judged_by(problem), notes=request.notes, student_threads=threads)
+    run = replace(
+        run, judged=judged_by(problem, earlier), notes=request.notes, student_threads=threads
+    )
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)

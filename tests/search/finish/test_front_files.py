@@ -298,6 +298,23 @@ def test_without_a_test_split_disturbed_inputs_are_run_by_a_resumed_run(files) -
     assert files.tested == ["baseline", "0003", "baseline"]
 
 
+def test_a_test_split_that_comes_later_is_run_by_a_resumed_run(files) -> None:
+    without = SimpleNamespace(**{**vars(PROBLEM), "task": SimpleNamespace(**vars(TASK))})
+    without.task.test = None
+    real = front_files.other_scores
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (front_files, float_file):
+            patch.setattr(module, "other_scores", lambda *given: replace(real(*given), test=None))
+        files.made.finish([finalist(3, 6)], without, {})
+    assert read_front(files.folder).points[0].measured.test_accuracy is None
+    files.tested.clear()
+    front, _ = part_of(files).finish([finalist(3, 6)], PROBLEM, {})
+    assert front.points[0].measured.test_accuracy == front.baseline.test_accuracy == 0.8
+    files.tested.clear()
+    part_of(files).finish([finalist(3, 6)], PROBLEM, {})
+    assert "0003" not in files.tested
+
+
 def test_what_was_measured_stays_on_another_processor(files) -> None:
     files.made.add(uniform(0, 8), PROBLEM, {})
     files.made.finish([finalist(3, 6)], PROBLEM, {})
