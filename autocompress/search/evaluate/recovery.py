@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,11 +40,14 @@ class Recovered:
         trained: the weights.
         distillation: how they were trained.
         scores: accuracy and extra metrics on the validation split.
+        origin: "seed" and "training_dtype" of the training, as recipes name them; {} of an earlier
+            version.
     """
 
     trained: Trained
     distillation: Distillation
     scores: Scores
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def read_recovered(folder: Path, number: int, candidate: Candidate) -> Recovered
             return None
         distillation = Distillation.from_json(json.loads(notes["distillation"]))
         scores = Scores(float(notes["accuracy"]), json.loads(notes.get("metrics", "{}")))
-        return Recovered(Trained.from_tensors(tensors), distillation, scores)
+        origin = json.loads(notes.get("origin", "{}"))
+        return Recovered(Trained.from_tensors(tensors), distillation, scores, origin)
     except (DamagedFileError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(
             f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then"
@@ -119,6 +124,7 @@ def _write(folder: Path, number: int, candidate: Candidate, recovered: Recovered
         "distillation": json.dumps(recovered.distillation.to_json()),
         "accuracy": repr(recovered.scores.accuracy),
         "metrics": json.dumps(dict(recovered.scores.metrics)),
+        "origin": json.dumps(dict(recovered.origin)),
     }
     write_tensors(recovered_path(folder, number), recovered.trained.to_tensors(), notes)
 
@@ -217,7 +223,9 @@ def recover_candidate(
     improved = goal.worth(after) > goal.worth(before) and not _misses_more(after, before, goal)
     if improved:
         lesson = ended_at(decided(candidate.distillation, place), steps)
-        _write(folder, number, candidate, Recovered(trained, lesson, after))
+        dtype = str(problem.trainer.arithmetic).removeprefix("torch.")
+        origin = {"seed": problem.trainer.seed, "training_dtype": dtype}
+        _write(folder, number, candidate, Recovered(trained, lesson, after, origin))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs, divergence=divergence)

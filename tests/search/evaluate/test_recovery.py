@@ -632,7 +632,7 @@ def test_a_recipe_says_how_normalisations_trained(
     )
     parts = {"task": SimpleNamespace(validation=None), "device": None}
     stitcher = SimpleNamespace(apply=lambda *_: None)
-    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
     problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, **parts)
     lesson = Distillation(steps=300, restarts=(30, 100), batch_norm="auto")
     goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
@@ -660,7 +660,7 @@ def test_weights_that_keep_a_floor_are_not_replaced_by_weights_that_miss_it(
     monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.91, after), None))
     monkeypatch.setattr(recovery_module, "_write", lambda *parts: None)
     stitcher = SimpleNamespace(apply=lambda *_: None)
-    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
     task = SimpleNamespace(validation=None)
     problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, task=task, device=None)
     goal = Goal(ac.Measurement(1000, 2.0, 0.95), Limits(floors={"recall": 0.9}))
@@ -679,7 +679,7 @@ def test_weights_of_another_candidate_are_not_those_of_a_trial(
     monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.8, {}), None))
     parts = {"task": SimpleNamespace(validation=None), "device": None}
     stitcher = SimpleNamespace(apply=lambda *_: None)
-    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
     problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, **parts)
     goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
     assert recover_candidate(problem, tmp_path, 7, at, Scores(0.5, {}), goal, MIN_LOSS).improved
@@ -689,6 +689,7 @@ def test_weights_of_another_candidate_are_not_those_of_a_trial(
         kept = read_recovered(tmp_path, 7, same)
         assert kept is not None
         assert kept.scores.accuracy == 0.8
+        assert kept.origin == {"seed": 3, "training_dtype": "float32"}
     path = recovered_path(tmp_path, 7)
     tensors, notes = read_tensors(path)
     del notes["modules"]

@@ -259,7 +259,8 @@ def test_floors_of_metrics_that_are_no_objectives_count_in_the_long_recovery(
     metrics = None if told is None else {"f1": told}
     found = study((8, 500, 0.8, {}), metrics=metrics)
     space = SimpleNamespace(objectives=(), recovery=RecoverySpace())
-    task, trainer = SimpleNamespace(validation=[]), SimpleNamespace(divergence=lambda model: 0.1)
+    task = SimpleNamespace(validation=[])
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=0, arithmetic=None)
     bench = SimpleNamespace(**{**vars(BENCH), "space": space, "task": task, "trainer": trainer})
     bench.stitcher, bench.device = SimpleNamespace(apply=lambda *_: None), None
     goal = Goal(BASE, Limits(floors={"f1": 0.9}))

@@ -19,7 +19,8 @@ from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.measure.tally import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
-from autocompress.search.finish import float_file, front_files
+from autocompress.search.evaluate.recovery import Recovered
+from autocompress.search.finish import float_file, front_files, points
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores
@@ -313,6 +314,35 @@ def test_a_test_split_that_comes_later_is_run_by_a_resumed_run(files) -> None:
     files.tested.clear()
     part_of(files).finish([finalist(3, 6)], PROBLEM, {})
     assert "0003" not in files.tested
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_recipes_say_of_which_run_a_file_and_its_training_are(
+    files, monkeypatch, is_trained: bool
+) -> None:
+    """A search may go on with another seed, and export what an earlier one has trained."""
+    written = []
+    for name in ("write_package", "write_notes"):
+        monkeypatch.setattr(points, name, lambda *_: None)
+    kept = Recovered(None, Distillation(steps=9), Scores(0.9, {}), {"seed": 0})
+    monkeypatch.setattr(points, "recovered_of", lambda *_: kept)
+    monkeypatch.setattr(points, "write_recipe", lambda *given: written.append(given[-2]))
+    monkeypatch.setattr(points, "renew_recipe", lambda *given: written.append(given[-2]))
+    one = finalist(3, 6, steps=9 if is_trained else 0)
+    lowered = SimpleNamespace(papers=None, input_names=())
+    problem = SimpleNamespace(
+        builder=SimpleNamespace(lowered=lowered),
+        task=SimpleNamespace(pretrained=None, example_inputs=None),
+        target=SimpleNamespace(name="t"),
+        compressor=None,
+    )
+    places = {"task": "t", "source": None, "pretrained": None}
+    origin = {**places, "seed": 1, "threads": 2}
+    parts = (one, files.folder, 600, Scores(0.9, {}), None, None)
+    rest = (None, problem, files.folder, origin, BASE, SessionSettings())
+    points.write_papers(MeasuredFile(*parts, 1.5, True), *rest)
+    points.write_papers(MeasuredFile(*parts, None, True), *rest)
+    assert written == [{**origin, "seed": 0 if is_trained else 1}, places]
 
 
 def test_what_was_measured_stays_on_another_processor(files) -> None:
