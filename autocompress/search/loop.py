@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,9 @@ def run_search(
                 front, run = _trials(measured, settings, files, setup, interrupt, progress, team)
         before = 0.0 if opened.earlier is None else opened.earlier.seconds or 0.0
         seconds = before + time.monotonic() - setup.started
-        replace(run, seconds=seconds).save(folder, opened.earlier)
+        # At the end the float file is timed under the settings that are best for it.
+        limits = limits.against(front.baseline.latency_ms)
+        replace(run, seconds=seconds, limits=asdict(limits)).save(folder, opened.earlier)
     return SearchResult(front, folder, limits), interrupt.requested
 
 

@@ -122,11 +122,12 @@ class FrontMaker:
         """Measure what each tower of the recommended points loses, and write it to front.json."""
         if self.stop():
             return front
-        clock, given = self.clock, self.limits.pick_limits()
+        limits = self.limits.against(front.baseline.latency_ms)
+        clock, given = self.clock, limits.pick_limits()
         # The report recommends points within a small loss, where the user gave no other limit.
         near = min(given["max_accuracy_drop"] or math.inf, self.goal.near)
-        limits = [given, {**given, "max_accuracy_drop": near}]
-        known = with_tower_losses(front, self.problem, limits, lambda: clock.left_before_report_s)
+        both = [given, {**given, "max_accuracy_drop": near}]
+        known = with_tower_losses(front, self.problem, both, lambda: clock.left_before_report_s)
         if known is not front:
             write_json(self.folder / FRONT_FILE, known.to_json())
         return known

@@ -268,7 +268,8 @@ class FrontFiles:
 
     def _kept(self, baseline: Measurement) -> list[FrontPoint]:
         """Return the points that front.json names."""
-        return worth_showing(self.points, self.uniform, self.limits, baseline)
+        limits = self.limits.against(baseline.latency_ms)
+        return worth_showing(self.points, self.uniform, limits, baseline)
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
         """Export and run finalists, in their order, while the clock has room."""

@@ -574,6 +574,20 @@ def test_milliseconds_are_of_the_settings_under_which_the_float_file_is_fastest(
     assert front.points[0].measured.latency_ms == pytest.approx(1.5)
 
 
+def test_a_relative_limit_is_of_the_latency_that_is_shown_of_the_float_file(
+    files, monkeypatch
+) -> None:
+    real = front_files.time_front
+    monkeypatch.setattr(
+        front_files, "time_front", lambda *parts: replace(real(*parts), float_share=0.5)
+    )
+    for share, trials in ((None, [5, 0]), (0.5, [5])):
+        files.made.limits = Limits(max_latency_ms=2.0, latency_share=share)
+        files.made.add(uniform(0, 6), PROBLEM, {})
+        front, _ = files.made.finish([finalist(5, 4)], PROBLEM, {})
+        assert [p.trial for p in front.points] == trials, "1.5 ms of 2, or of half of 2"
+
+
 def test_files_are_timed_again_under_other_settings(files) -> None:
     files.made.add(finalist(3, 6), PROBLEM, {})
     faster = SimpleNamespace(**{**vars(PROBLEM), "baseline": replace(BASE, latency_ms=2.0)})
