@@ -158,7 +158,8 @@ class ParetoFront:
                 max_accuracy_drop (units of the metric) and floors (metric name -> least value).
 
         Returns:
-            The best point within the limits; the point that misses them least if there is none.
+            The best point within the limits, of the front `under` them; the point of it that misses
+            them least if there is none.
 
         Raises:
             LimitError: a limit or `what` is unknown, or there is no point.
@@ -166,13 +167,14 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         asked = self._asked(limits)
-        missed = {p.trial: self._violations(p, asked) for p in self.points}
-        within = [p for p in self.points if are_kept(missed[p.trial])]
+        points = self._under(asked).points
+        missed = {p.trial: self._violations(p, asked) for p in points}
+        within = [p for p in points if are_kept(missed[p.trial])]
         key = self._key(what)
         if within:
             return Pick(min(within, key=key))
         scale = self.baseline.accuracy_scale
-        nearest = min(self.points, key=lambda p: distance(missed[p.trial], scale))
+        nearest = min(points, key=lambda p: distance(missed[p.trial], scale))
         words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
         return Pick(nearest, f"no point meets the limits; the nearest has {words}")
 
@@ -189,7 +191,32 @@ class ParetoFront:
             LimitError: a limit is unknown or no number.
         """
         asked = self._asked(limits)
-        return tuple(p for p in self.points if are_kept(self._violations(p, asked)))
+        points = self._under(asked).points
+        return tuple(p for p in points if are_kept(self._violations(p, asked)))
+
+    def under(self, **limits: Any) -> ParetoFront:
+        """Return the same points, split by dominance under some limits.
+
+        A point that misses a limit of memory, or of a metric that is no objective, hides none that
+        keeps it, and counts as dominated. Other limits change nothing.
+
+        Args:
+            limits: as `pick`.
+
+        Returns:
+            The front; the same one where no point keeps such a limit.
+
+        Raises:
+            LimitError: a limit is unknown or no number.
+        """
+        return self._under(self._asked(limits))
+
+    def _under(self, asked: Limits) -> ParetoFront:
+        others, everyone = asked.beside(self.objectives), (*self.points, *self.dominated)
+        over = {p.trial for p in everyone if not are_kept(self._violations(p, others))}
+        if others == Limits() or len(over) == len(everyone):
+            return self
+        return ParetoFront.of(self.baseline, everyone, self.objectives, over)
 
     def _asked(self, limits: Mapping[str, Any]) -> Limits:
         check_pick(limits, self.baseline.metrics)
