@@ -331,10 +331,9 @@ class SimulatedModule(nn.Module):
         if self.trained is None:
             return stored.dequantized().to(weight_of(self._source[0]).device)
         assert self.trained_steps is not None
-        master = self.trained[i]
-        factor = master
+        factor: Tensor = self.trained[i]
         if stored.scale is not None:
-            factor = quantised(master, self.trained_steps[i], stored)
+            factor = quantised(factor, self.trained_steps[i], stored)
         return factor if stored.kept is None else factor * stored.kept.to(factor.device)
 
     def _rounded(self, x: Tensor, i: int, ranges: CallRanges | None) -> Tensor:

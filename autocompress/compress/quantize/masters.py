@@ -7,6 +7,7 @@ Recovery starts from `starting_point`, computes the layer with `quantised`, and 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ def quantised_rows(
     if stored.scale is not None:
         parts = {"scale": stored.scale, "zero_point": stored.zero_point}
         parts["multiplier"] = stored.multiplier
-        own = {name: part[at] for name, part in parts.items() if part is not None}
+        own: dict[str, Any] = {name: part[at] for name, part in parts.items() if part is not None}
         read = quantised(read, F.embedding(rows, steps, padding), replace(stored, **own))
     return read if stored.kept is None else read * stored.kept[at].to(read.device)
 

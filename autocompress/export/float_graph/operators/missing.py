@@ -365,7 +365,12 @@ def _overlapped(frames: Tensor, hop: int) -> Tensor:
 
 
 def rrelu(
-    x: Tensor, noise: Tensor, lower: float, upper: float, training: bool, generator: Any = None
+    x: Tensor,
+    noise: Tensor,
+    lower: float = 0.125,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
 ) -> Any:
     """Return x, its negative elements times the mean slope, as outside of training."""
     if training:
@@ -390,6 +395,16 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return (x.square() + y.square()).sqrt()
 
 
+def fmax(x: Tensor, y: Tensor) -> Tensor:
+    """Return the larger elements of both; NaN gives way to a number."""
+    return torch.where(x.isnan(), y, torch.where(y.isnan(), x, torch.maximum(x, y)))
+
+
+def fmin(x: Tensor, y: Tensor) -> Tensor:
+    """Return the smaller elements of both; NaN gives way to a number."""
+    return -fmax(-x, -y)
+
+
 def signbit(x: Tensor) -> Tensor:
     """Return True for elements below 0, and for -0."""
     return (x < 0) | ((x == 0) & (1 / x < 0))
@@ -412,6 +427,8 @@ WITHOUT_TRANSLATION: Mapping[str, Callable[..., Any]] = {
     "aten.fft_fftfreq.default": fftfreq,
     "aten.fft_rfftfreq.default": rfftfreq,
     "aten.rrelu_with_noise_functional.default": rrelu,
+    "prims.fmax.default": fmax,
+    "prims.fmin.default": fmin,
     "prims.prod.default": prod,
     "prims.hypot.default": hypot,
     "prims.signbit.default": signbit,
