@@ -82,7 +82,7 @@ def builder_for(
     graphs = cache_folder() / "graphs"
     source = decoder_source(task, target)
     parts = (task, module_map, kernels, device, activation_range, graphs, report, source)
-    builder = prepare(*parts).with_multiples(multiples)
+    builder = prepare(*parts, chains=target.integers_only).with_multiples(multiples)
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
     mixed = mixed_note(task.example_inputs, target.phase)
     builder = replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)

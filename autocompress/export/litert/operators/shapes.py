@@ -329,8 +329,9 @@ def resize(t: Translator, node: NodeProto) -> None:
         "align_corners",
     ):
         t.refuse(node, f"LiteRT has no {mode} resizing with {place}")
-    number = t.read(value, LAST)
-    output = t.write(node.output[0], sizes, value.kind, LAST)
+    step = value.step if value.step == step_ahead(t, node.output[0]) else None
+    number = t.read(value, LAST) if step is None else t.raw(value, LAST)
+    output = t.write(node.output[0], sizes, value.kind, LAST, step)
     wanted = t.constant(np.array(sizes[2:], np.int32))
     if mode == "nearest":
         t.add("RESIZE_NEAREST_NEIGHBOR", [number, wanted], output, "ResizeNearestNeighborOptions")
