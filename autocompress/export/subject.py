@@ -68,10 +68,7 @@ def builder_for(
         ExportError: the model cannot be exported.
     """
     if target.litert and task.pretrained is not None:
-        raise ExportError(
-            f"export: target {target.name} takes tasks of one function, got a model folder; "
-            "nearest: --target onnxruntime-cpu"
-        )
+        _check_lengths(task, target)
     report("timing the kernels of this machine", 0.0)
     kernels = kernel_choice(target)
     forms = {} if table is None else table_forms(table, target)
@@ -91,6 +88,21 @@ def builder_for(
     builder = with_flat_files(replace(builder, integer_ends=target.integer_ends), task)
     check_operators(builder, target)
     return builder
+
+
+def _check_lengths(task: Task, target: Target) -> None:
+    """Raise ExportError if texts have other lengths than the example, whose shapes files take."""
+    example = task.example_inputs
+    texts = isinstance(example, Mapping) and "input_ids" in example
+    for inputs, _ in task.validation if texts else ():
+        longest = max(other["input_ids"].shape[1] for other, _ in task.validation)
+        for name, tensor in example.items():
+            if inputs[name].shape[1:] != tensor.shape[1:]:
+                raise ExportError(
+                    f"export: files for {target.name} take texts of one length, the example has "
+                    f"{tensor.shape[1]} tokens in {name}, a batch of the validation split "
+                    f"{inputs[name].shape[1]}; nearest: --fixed-length {longest}"
+                )
 
 
 def layout_of(builder: Builder) -> Layout:

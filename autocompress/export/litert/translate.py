@@ -54,6 +54,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     "Gelu": elementwise.gelu,
     "Gemm": products.gemm,
     "HardSigmoid": elementwise.hard_sigmoid,
+    "IsNaN": elementwise.is_nan,
     "LeakyRelu": elementwise.leaky_relu,
     "MatMul": products.matmul,
     "Pad": shapes.pad,

@@ -342,6 +342,20 @@ def reciprocal(t: Translator, node: NodeProto) -> None:
     t.add("DIV", [one, t.read(value, layout)], output, "DivOptions")
 
 
+def is_nan(t: Translator, node: NodeProto) -> None:
+    """Translate IsNaN: what is not a number differs from itself.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value = t.value(node, 0)
+    layout = value.layout
+    number = t.read(value, layout)
+    output = t.write(node.output[0], value.shape, "bool", layout)
+    t.add("NOT_EQUAL", [number, number], output, "NotEqualOptions")
+
+
 def cast(t: Translator, node: NodeProto) -> None:
     """Translate Cast, which copies what has the type already.
 
