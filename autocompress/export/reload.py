@@ -196,8 +196,8 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Buil
     flat = recipe.get(FLAT_SHAPES)
     kernels_of = KernelChoice() if flat is None else KernelChoice(LITERT, weight_only=False)
     parts = learner, module_map, kernels_of
-    more = {"source": source, "chains": BETWEEN in recipe}
-    builder = prepare(*parts, activation_range=method, **more)
+    chains = BETWEEN in recipe
+    builder = prepare(*parts, activation_range=method, source=source, chains=chains)
     builder = builder.with_multiples(kernels["multiples"])
     recorded = kernels.get("integer_forms", {})
     forms = {

@@ -38,6 +38,7 @@ from autocompress.targets.workload import Layout
 from autocompress.task.task import Task
 
 Report = Callable[[str, float], None]
+TEXT = "input_ids"  # argument of models of texts
 
 
 def builder_for(
@@ -93,16 +94,17 @@ def builder_for(
 def _check_lengths(task: Task, target: Target) -> None:
     """Raise ExportError if texts have other lengths than the example, whose shapes files take."""
     example = task.example_inputs
-    texts = isinstance(example, Mapping) and "input_ids" in example
-    for inputs, _ in task.validation if texts else ():
-        longest = max(other["input_ids"].shape[1] for other, _ in task.validation)
-        for name, tensor in example.items():
-            if inputs[name].shape[1:] != tensor.shape[1:]:
-                raise ExportError(
-                    f"export: files for {target.name} take texts of one length, the example has "
-                    f"{tensor.shape[1]} tokens in {name}, a batch of the validation split "
-                    f"{inputs[name].shape[1]}; nearest: --fixed-length {longest}"
-                )
+    if not isinstance(example, Mapping) or TEXT not in example:
+        return
+    own = example[TEXT].shape[1]
+    parts = [inputs for inputs, _ in task.validation if isinstance(inputs, Mapping)]
+    lengths = {int(inputs[TEXT].shape[1]) for inputs in parts}
+    if lengths - {own}:
+        raise ExportError(
+            f"export: files for {target.name} take texts of one length, the example has {own} "
+            f"tokens, batches of the validation split up to {max(lengths)}; nearest: "
+            f"--fixed-length {max(lengths)}"
+        )
 
 
 def layout_of(builder: Builder) -> Layout:

@@ -56,7 +56,8 @@ class Between(TorchFunctionMode):
         self.calls = calls
         self.quantizers: dict[Place, RangeQuantizer] = {}
         self.results: list[tuple[Place, Tensor]] | None = None
-        self._inside, self._entered = 0, False
+        self._inside = 0
+        self._pass = contextlib.ExitStack()  # holds the mode while the model runs
 
     def watch(self, model: nn.Module, modules: Sequence[nn.Module]) -> None:
         """Be active in each pass of a model, but not inside of some of its modules.
@@ -80,14 +81,13 @@ class Between(TorchFunctionMode):
         return bool(self.quantizers) or self.results is not None
 
     def _start(self, *_: object) -> None:
-        self._inside, self._entered = 0, self._needed
-        if self._entered:
-            self.__enter__()
+        self._inside = 0
+        self._pass.close()  # of a pass that Ctrl-C ended
+        if self._needed:
+            self._pass.enter_context(self)
 
     def _stop(self, *_: object) -> None:
-        if self._entered:
-            self._entered = False
-            self.__exit__(None, None, None)
+        self._pass.close()
 
     def _go_in(self, *_: object) -> None:
         self._inside += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ FIXED: Mapping[str, ActivationRange] = {
 }
 CHANGES = (*MOVES, "Split")  # operators whose result is rounded if what they read is
 MOST_DIFFERENCE = 1e-4  # of the norm of a tensor that a model and its graph compute
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Readers = Mapping[str, list[NodeProto | None]]
 
 
@@ -267,8 +268,12 @@ def with_chains(
         else:
             node.output[0] = read
         scale, zero = f"{name}/scale", f"{name}/zero"
-        proto.graph.initializer.append(numpy_helper.from_array(np.float32(at.scale), scale))
-        proto.graph.initializer.append(numpy_helper.from_array(np.uint8(at.zero_point), zero))
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.array(at.scale, np.float32), scale)
+        )
+        proto.graph.initializer.append(
+            numpy_helper.from_array(np.array(at.zero_point, np.uint8), zero)
+        )
         integers = f"{name}/integers"
         nodes.append(helper.make_node("QuantizeLinear", [read, scale, zero], [integers]))
         nodes.append(helper.make_node("DequantizeLinear", [integers, scale, zero], [name]))

@@ -146,7 +146,8 @@ def pair(t: Translator, node: NodeProto, code: str, options: str) -> bool:
     step = step_ahead(t, node.output[0])
     if step is None or not rounded or len(rounded) + len(single) != 2:
         return False
-    shape = np.broadcast_shapes(*(one.shape for one in (*rounded, *single)))
+    shapes = [*(one.shape for one in rounded), *(one.shape for one in single)]
+    shape = np.broadcast_shapes(*shapes)
     whole = all(len(one.shape) == len(shape) for one in rounded)
     last = whole and any(FIRST not in one.stored for one in rounded)
     layout = LAST if last else FIRST

@@ -169,6 +169,22 @@ def group_norm(t: Translator, node: NodeProto) -> None:
     t.add("ADD", [number, t.constant(shift)], t.write(node.output[0], value.shape), "AddOptions")
 
 
+def cumulative_sum(t: Translator, node: NodeProto) -> None:
+    """Translate CumSum.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value, attributes, axis = t.value(node, 0), attributes_of(node), t.numbers(node, 1)
+    assert axis is not None
+    places = t.constant(np.array(axis[0] % len(value.shape), np.int32))
+    number = t.read(value)
+    output = t.write(node.output[0], value.shape, value.kind)
+    options = {name: bool(attributes.get(name, 0)) for name in ("exclusive", "reverse")}
+    t.add("CUMSUM", [number, places], output, "CumsumOptions", **options)
+
+
 def arg_max(t: Translator, node: NodeProto) -> None:
     """Translate ArgMax without the dimension.
 

@@ -239,6 +239,27 @@ def gather(t: Translator, node: NodeProto) -> None:
     t.add("GATHER", [read, number], output, "GatherOptions", axis=axis)
 
 
+def gather_nd(t: Translator, node: NodeProto) -> None:
+    """Translate GatherND: parts of a tensor at places that name the first dimensions.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+    """
+    value, places = t.value(node, 0), t.value(node, 1)
+    if attributes_of(node).get("batch_dims", 0):
+        t.refuse(node, "LiteRT has no batch_dims")
+    number = t.read(places)
+    if places.kind != "int32":
+        whole = t.file.tensor(places.shape, "int32")
+        t.file.add("CAST", [number], [whole], "CastOptions")
+        number = whole
+    shape = (*places.shape[:-1], *value.shape[places.shape[-1] :])
+    read = t.read(value)
+    output = t.write(node.output[0], shape, value.kind)
+    t.add("GATHER_ND", [read, number], output, "GatherNdOptions")
+
+
 def _rows(t: Translator, node: NodeProto, table: Weight, places: Array) -> None:
     """Store only the rows of a table that a Gather with constant indices reads."""
     index = np.where(places < 0, places + len(table.values), places).reshape(-1).astype(np.int64)

@@ -57,6 +57,15 @@ def test_elements_along_a_dimension(axis: int) -> None:
     assert_same([node], {"x": numbers(2, 3, 4)}, {"i": np.array([1, -1])})
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.bool_])
+def test_elements_at_places(kind: type) -> None:
+    x = (numbers(2, 3, 4) > 0).astype(kind)
+    places = np.array([[[0, 1], [1, 2]], [[1, 0], [0, 0]]])
+    node = helper.make_node("GatherND", ["x", "i"], ["y"])
+    assert assert_same([node], {"x": x}, {"i": places})[-1] == "GATHER_ND"
+    assert assert_same([node], {"x": x, "i": places})[-1] == "GATHER_ND"
+
+
 def test_lookups_in_a_table() -> None:
     node = helper.make_node("Gather", ["t", "i"], ["y"])
     found = assert_same([node], {"i": np.array([[1, 0], [2, 2]])}, {"t": numbers(3, 4)})
