@@ -52,6 +52,7 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     "ConvTranspose": windows.transposed_convolution,
     "Expand": shapes.expand,
     "Gather": shapes.gather,
+    "GatherElements": shapes.gather_elements,
     "GatherND": shapes.gather_nd,
     "Gelu": elementwise.gelu,
     "Gemm": products.gemm,
