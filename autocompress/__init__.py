@@ -88,6 +88,7 @@ def from_pretrained(
     batch_size: int | None = None,
     batch: int = 1,
     length: int | Sequence[int] | None = None,
+    fixed_length: int | None = None,
     samples: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -114,6 +115,8 @@ def from_pretrained(
         batch: samples at which latency is measured.
         length: tokens at which latency is measured, or a list, of which the first one decides; None
             takes the median length of the validation split.
+        fixed_length: tokens to which all texts are filled up and cut, as .tflite files need; it is
+            the `max_length` and the `length` too. None fills up to the longest text of a batch.
         samples: most samples of a split, drawn by the seed; None takes all.
         seed: of all cuts and orders.
         trust_remote_code: run the code that the folder brings.
@@ -139,6 +142,7 @@ def from_pretrained(
             batch_size=batch_size,
             batch=batch,
             length=length,
+            fixed_length=fixed_length,
             samples=samples,
             seed=seed,
             trust_remote_code=trust_remote_code,

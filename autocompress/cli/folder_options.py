@@ -27,6 +27,7 @@ OPTIONS = {
     "batch-size": "batch_size",
     "batch": "batch",
     "length": "length",
+    "fixed-length": "fixed_length",
     "samples": "samples",
     "data-seed": "seed",
     "trust-remote-code": "trust_remote_code",
@@ -90,6 +91,13 @@ def add_task(parser: argparse.ArgumentParser) -> None:
         "the median of the validation split)",
         type=count,
         action="append",
+        metavar="N",
+    )
+    add(
+        "fixed-length",
+        "tokens to which all texts are filled up and cut, as .tflite files need (default: the "
+        "longest text of a batch)",
+        type=count,
         metavar="N",
     )
     add("samples", "most samples of a split (default: all)", type=count, metavar="N")

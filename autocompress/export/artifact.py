@@ -53,6 +53,7 @@ from autocompress.task.copies import named_state
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
 INTEGER_ENDS = "integer_ends"  # entry of a recipe: the file has int8 inputs and outputs
+BETWEEN = "between"  # entry of a recipe: calls of functions whose results are rounded
 FLAT_SHAPES = "flat_shapes"  # entry of a recipe: input shapes of a .tflite file
 
 
@@ -203,6 +204,7 @@ def write_recipe(
         **({GRAPH: DECODER} if builder.lowered.caches else {}),
         **({} if flat is None else {FLAT_SHAPES: {name: [*flat[name]] for name in flat}}),
         **({INTEGER_ENDS: True} if builder.integer_ends else {}),
+        **({} if builder.places is None else {BETWEEN: _described_between(builder, candidate)}),
         "form": form_of(builder.teacher),
         "inputs": describe_inputs(example),
         "modules": _described_modules(builder, candidate),
@@ -236,6 +238,14 @@ def renew_recipe(folder: Path, places: Mapping[str, Any], settings: SessionSetti
 
 def _session(settings: SessionSettings) -> dict[str, Any]:
     return {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)}
+
+
+def _described_between(builder: Builder, candidate: Candidate) -> list[dict[str, Any]]:
+    """Return the calls of functions whose results are rounded, and their ranges."""
+    places = builder.places or {}
+    return [
+        {**places[name]._asdict(), "range": at} for name, at in builder.between(candidate).items()
+    ]
 
 
 def _described_modules(builder: Builder, candidate: Candidate) -> dict[str, Any]:

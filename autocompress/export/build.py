@@ -15,6 +15,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate
+from autocompress.compress.assemble.between import Place
 from autocompress.compress.assemble.calls import Call
 from autocompress.compress.assemble.simulated_model import ActivationPlan
 from autocompress.compress.assemble.trained import Trained
@@ -28,6 +29,7 @@ from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.subgraphs import reads
 from autocompress.export.genai.attention import attention_products
 from autocompress.export.genai.phases import Feed, other_feeds, phase_feed
+from autocompress.export.litert.chains import rounded_between, upper_ends, with_chains
 from autocompress.export.litert.translate import Translated, owners_of, translated
 from autocompress.export.lowering.lower import LoweredModel
 from autocompress.export.lowering.placeholder import placeholder_variant
@@ -67,6 +69,8 @@ class Builder:
         mixed: mix of phases that the times of kernels are of, in words; "" for no mix.
         flat_shapes: of the inputs by name, for files in the format of LiteRT; None for ONNX.
         integer_ends: True if inputs and outputs of such files are int8 where they are rounded.
+        places: calls of functions by the tensor that they compute, for tensors between layers that
+            such files may round; None if they round none.
     """
 
     lowered: LoweredModel
@@ -81,7 +85,9 @@ class Builder:
     mixed: str = ""
     flat_shapes: Mapping[str, tuple[int, ...]] | None = None
     integer_ends: bool = False
+    places: Mapping[str, Place] | None = None
     _sizes: dict[Candidate, int] = field(default_factory=dict, init=False, repr=False)
+    _between: dict[Candidate, dict[str, str]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def baseline(self) -> bytes:
@@ -183,8 +189,10 @@ class Builder:
                     Call(s.input, s.output if s.kind in rounded else "", self.lowered.norm(s))
                     for s in sites
                 )
+        if self.places:
+            ends = {**upper_ends(self.lowered.proto), **ends}
         parts = (self.ranges, calls, self.module_kernels.rounds_blocks, ends)
-        return ActivationPlan(*parts, rows=self.kernels.rows)
+        return ActivationPlan(*parts, self.kernels.rows, self.places or {}, self.between)
 
     def with_multiples(self, multiples: Mapping[str, int]) -> Builder:
         """Return a builder whose channel groups keep multiples of a number of units.
@@ -263,7 +271,29 @@ class Builder:
         Returns:
             The content of the ONNX file, and the module by the name of each tensor.
         """
-        return rewrite(self.lowered, self.module_map, recipe)
+        graph, owners = rewrite(self.lowered, self.module_map, recipe)
+        if self.places:
+            plain = Candidate(recipe.candidate.modules)
+            if plain not in self._between:
+                self._between[plain] = rounded_between(graph, self.ranges, self.places)
+            graph = with_chains(graph, recipe.ranges, self._between[plain])
+        return graph, owners
+
+    def between(self, candidate: Candidate) -> dict[str, str]:
+        """Return the tensors between layers that the file of a candidate rounds.
+
+        Args:
+            candidate: the configs of the modules.
+
+        Returns:
+            Name of the range by tensor.
+        """
+        plain = Candidate(candidate.modules)
+        if not self.places or not plain.modules:
+            return {}
+        if plain not in self._between:
+            self.placeholder_graph(plain, noise=False)
+        return self._between[plain]
 
     def placeholder_graph(
         self, candidate: Candidate, noise: bool = True
@@ -285,7 +315,7 @@ class Builder:
             form = self.module_kernels.integer_form(module)
             for site in self.lowered.sites[module.name]:
                 variants[site.name] = placeholder_variant(module, config, masks, form, noise)
-        return rewrite(self.lowered, self.module_map, self.recipe(candidate, variants))
+        return self.build_owned(self.recipe(candidate, variants))
 
     def flat_noise(self, candidate: Candidate) -> tuple[bytes, Mapping[str, str]]:
         """Return the file for LiteRT of a candidate with random weights, to be profiled.

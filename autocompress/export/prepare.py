@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from onnx import ModelProto, helper
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.assemble.between import Place
 from autocompress.compress.assemble.library import VariantLibrary
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.calibrate.batch_norm import norm_samples
@@ -25,8 +27,10 @@ from autocompress.export.artifact import open_graph
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
 from autocompress.export.float_graph.float_cache import GraphSource, exported
+from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.export.genai.phases import unpadded
+from autocompress.export.litert.chains import FIXED, fixed, observed, places
 from autocompress.export.lowering.calibrate import calibrate
 from autocompress.export.lowering.called import as_called, with_lookups
 from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
@@ -53,6 +57,7 @@ def prepare(
     graphs: Path | None = None,
     report: Callable[[str, float], None] = lambda what, share: None,
     source: GraphSource | None = None,
+    chains: bool = False,
 ) -> Builder:
     """Export and calibrate the model of a task.
 
@@ -66,6 +71,7 @@ def prepare(
         graphs: cache folder of exported graphs; None caches nothing.
         report: called with (step, share done) as the work goes on.
         source: makes the graph; None for the exporter of torch.
+        chains: True if files round tensors between layers too, where their runtime can.
 
     Returns:
         The builder of the model's candidates.
@@ -91,7 +97,9 @@ def prepare(
     count = calibration_samples(module_map, batch_size(task.example_inputs))
     samples = _calibration_inputs(task, lowered, count)
     size = batch_size(task.example_inputs)
-    ranges = calibrate(lowered, samples, size, activation_range, linear_outputs=kernels.rows)
+    between = observed(lowered.proto) if chains else {}
+    ranges = calibrate(lowered, samples, size, activation_range, kernels.rows, tuple(between))
+    ranges |= {fixed(name): FIXED[kind] for name, kind in between.items() if kind in FIXED}
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
     teacher.cpu()
@@ -102,10 +110,36 @@ def prepare(
     norms = norm_samples(teacher, samples)
     evidence = Evidence(teacher, statistics, task_losses(task), batches=norms)
     builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
+    if chains:
+        builder = replace(builder, places=_places(builder, samples[0], list(between)))
     report("checking what can be pruned", 0.0)
     # A decoder with a cache computes something else than the model in padded samples.
     inputs = _without_padding(task, samples) if lowered.caches else samples[0]
     return _with_prunable_groups(builder, inputs, outputs)
+
+
+def _places(builder: Builder, inputs: Inputs, tensors: Sequence[str]) -> dict[str, Place]:
+    """Return the calls of functions in the model that compute tensors of its graph."""
+    stitcher = Stitcher(
+        builder.teacher,
+        builder.module_map,
+        VariantLibrary(Evidence(builder.teacher), memory_bytes=0),
+        builder.plan,
+    )
+    stitcher.watch_functions()
+    stitcher.between.results = []
+    with torch.no_grad():
+        run_model(stitcher.apply(Candidate()), inputs)
+    shown, lowered = ModelProto(), builder.lowered
+    shown.CopyFrom(lowered.proto)
+    own = {output.name for output in shown.graph.output}
+    shown.graph.output.extend(
+        helper.make_empty_tensor_value_info(name) for name in tensors if name not in own
+    )
+    session = SharedGraph(shown, lowered.weights).session()
+    values = session.run(list(tensors), lowered.feed(inputs)) if tensors else []
+    results = [(place, result.numpy()) for place, result in stitcher.between.results]
+    return places(dict(zip(tensors, values, strict=True)), results)
 
 
 def _without_padding(task: Task, samples: Sequence[Inputs]) -> Inputs:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autocompress.candidate import Candidate, Distillation
+from autocompress.compress.assemble.between import Place
 from autocompress.compress.assemble.calls import Call
 from autocompress.compress.assemble.simulated_model import ActivationPlan, SimulatedModel
 from autocompress.compress.assemble.stitch import Stitcher
@@ -27,6 +28,7 @@ from autocompress.compress.recover.student import taught
 from autocompress.compress.recover.teacher import Teacher, changed_weights
 from autocompress.errors import ExportError, TaskError
 from autocompress.export.artifact import (
+    BETWEEN,
     DECODER,
     FLAT_SHAPES,
     GRAPH,
@@ -90,6 +92,9 @@ def load_module(folder: Path, model: nn.Module) -> nn.Module:
                 entry["block_size"],
             )
         simulated.load(stored.others, stored.masks)
+        simulated.round_between(
+            {Place(e["function"], e["call"]): e["range"] for e in recipe.get(BETWEEN, [])}
+        )
     except (AttributeError, KeyError, RuntimeError, TaskError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ExportError(
@@ -192,7 +197,8 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Buil
     flat = recipe.get(FLAT_SHAPES)
     kernels_of = KernelChoice() if flat is None else KernelChoice(LITERT, weight_only=False)
     parts = learner, module_map, kernels_of
-    builder = prepare(*parts, activation_range=method, source=source)
+    chains = BETWEEN in recipe
+    builder = prepare(*parts, activation_range=method, source=source, chains=chains)
     builder = builder.with_multiples(kernels["multiples"])
     recorded = kernels.get("integer_forms", {})
     forms = {

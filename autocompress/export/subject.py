@@ -38,6 +38,7 @@ from autocompress.targets.workload import Layout
 from autocompress.task.task import Task
 
 Report = Callable[[str, float], None]
+TEXT = "input_ids"  # argument of models of texts
 
 
 def builder_for(
@@ -68,10 +69,7 @@ def builder_for(
         ExportError: the model cannot be exported.
     """
     if target.litert and task.pretrained is not None:
-        raise ExportError(
-            f"export: target {target.name} takes tasks of one function, got a model folder; "
-            "nearest: --target onnxruntime-cpu"
-        )
+        _check_lengths(task, target)
     report("timing the kernels of this machine", 0.0)
     kernels = kernel_choice(target)
     forms = {} if table is None else table_forms(table, target)
@@ -82,7 +80,7 @@ def builder_for(
     graphs = cache_folder() / "graphs"
     source = decoder_source(task, target)
     parts = (task, module_map, kernels, device, activation_range, graphs, report, source)
-    builder = prepare(*parts).with_multiples(multiples)
+    builder = prepare(*parts, chains=target.integers_only).with_multiples(multiples)
     modules = at_phase(builder.module_map, task.example_inputs, target.phase)
     mixed = mixed_note(task.example_inputs, target.phase)
     builder = replace(builder, forms=forms, module_map=modules, phase=target.phase, mixed=mixed)
@@ -91,6 +89,22 @@ def builder_for(
     builder = with_flat_files(replace(builder, integer_ends=target.integer_ends), task)
     check_operators(builder, target)
     return builder
+
+
+def _check_lengths(task: Task, target: Target) -> None:
+    """Raise ExportError if texts have other lengths than the example, whose shapes files take."""
+    example = task.example_inputs
+    if not isinstance(example, Mapping) or TEXT not in example:
+        return
+    own = example[TEXT].shape[1]
+    parts = [inputs for inputs, _ in task.validation if isinstance(inputs, Mapping)]
+    lengths = {int(inputs[TEXT].shape[1]) for inputs in parts}
+    if lengths - {own}:
+        raise ExportError(
+            f"export: files for {target.name} take texts of one length, the example has {own} "
+            f"tokens, batches of the validation split up to {max(lengths)}; nearest: "
+            f"--fixed-length {max(lengths)}"
+        )
 
 
 def layout_of(builder: Builder) -> Layout:

@@ -31,6 +31,7 @@ class Options:
         batch: samples at which latency is measured.
         lengths: tokens at which latency is measured: the first decides, the others are reported.
             () takes the median length of the validation split.
+        fixed_length: tokens to which all texts are filled up; 0 fills up to the longest of a batch.
         samples: most samples of a split; None takes all.
         seed: of all cuts and orders.
         trust_remote_code: run the code that the folder brings.
@@ -47,6 +48,7 @@ class Options:
     batch_size: int | None = None
     batch: int = 1
     lengths: tuple[int, ...] = ()
+    fixed_length: int = 0
     samples: int | None = None
     seed: int = 0
     trust_remote_code: bool = False
@@ -83,6 +85,16 @@ def checked_options(
         value = values[name]
         checked[name] = None if value is None else _positive(name, value)
     checked["batch"] = _positive("batch", values["batch"])
+    fixed = values["fixed_length"]
+    if fixed is not None:
+        fixed = _positive("fixed_length", fixed)
+        for name, value in (("max_length", checked["max_length"]), ("length", length)):
+            if value not in (None, (), fixed):
+                raise TaskError(
+                    f"{WHERE}: fixed_length {fixed} is the {name} too, got {name} {value}; "
+                    "nearest: fixed_length alone"
+                )
+        checked["max_length"] = length = fixed
     names = [] if metric is None else [metric] if isinstance(metric, str) else list(metric)
     lengths = [] if length is None else [length] if isinstance(length, int) else list(length)
     if columns is not None and not isinstance(columns, Mapping):
@@ -93,6 +105,7 @@ def checked_options(
         folder=text(WHERE, "folder", folder, "./my-model", TaskError),
         metrics=tuple(_texts("metric", names)),
         columns=None if columns is None else {str(k): str(v) for k, v in columns.items()},
+        fixed_length=fixed or 0,
         lengths=tuple(_positive("length", item) for item in lengths),
         seed=whole_number(WHERE, "seed", values["seed"], 0, TaskError),
         trust_remote_code=switch(

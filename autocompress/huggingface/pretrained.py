@@ -58,6 +58,7 @@ def from_pretrained(
     batch_size: int | None = None,
     batch: int = 1,
     length: int | Sequence[int] | None = None,
+    fixed_length: int | None = None,
     samples: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
@@ -76,6 +77,7 @@ def from_pretrained(
         batch_size: samples of a batch of data; None takes 16, or fewer where outputs are large.
         batch: samples at which latency is measured.
         length: tokens at which latency is measured, or a list.
+        fixed_length: tokens to which all texts are filled up and cut.
         samples: most samples of a split.
         seed: of all cuts and orders.
         trust_remote_code: run the code that the folder brings.
@@ -94,6 +96,7 @@ def from_pretrained(
         "max_length": max_length,
         "batch_size": batch_size,
         "batch": batch,
+        "fixed_length": fixed_length,
         "samples": samples,
         "seed": seed,
         "trust_remote_code": trust_remote_code,

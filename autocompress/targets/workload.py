@@ -19,6 +19,9 @@ from autocompress.compress.prune.masks import Pruner
 from autocompress.integer_form import IntegerForm
 from autocompress.model.modules import CompressibleModule, ModuleMap
 
+# Forms of convolutions that read and write integers.
+INTEGER_CONVOLUTIONS = ("int8", "int8-nbits4")
+
 
 class Kernel(NamedTuple):
     """Describe a module as far as its time depends on it.
@@ -29,6 +32,7 @@ class Kernel(NamedTuple):
         rows: vectors that the weight multiplies in one call of the model (batch x positions).
         form: how it is executed: float, int8 (dynamic for linear modules, static for convolutions),
             int8-static, int8-dynamic (each with -unsigned where the kernel takes unsigned weights),
+            int8-nbits4 (static convolutions of .tflite files that unpack their weights),
             int16, nbits<bits>-<group> (with a z where there are zero points), each with
             -rank<ratio>, -tucker<ratio> or -spatial<ratio> where it is factorised.
         kept_in: input channels after pruning.
@@ -131,7 +135,7 @@ class Layout:
         """
         form = self.form(module, config)
         if module.kind == "conv":
-            return form == "int8"
+            return form in INTEGER_CONVOLUTIONS
         return form.startswith("int8") and module.name in self.linear_inputs
 
     def form(self, module: CompressibleModule, config: ModuleConfig) -> str:
@@ -154,6 +158,8 @@ class Layout:
         if config.activation_bits == 8:
             usual = config.static(module.kind) == (module.kind == "conv")
             form = "int8" if usual else "int8-static" if module.kind == "linear" else "int8-dynamic"
+            if form == "int8" and module.kind == "conv" and self.packed(module, config):
+                form = f"int8-nbits{config.weight_bits}"
             form += "-unsigned" if self.integer_form(module) is IntegerForm.UNSIGNED else ""
         elif self.packed(module, config):
             zeros = "" if config.symmetric else "z"
@@ -389,4 +395,6 @@ def is_integer(kernel: Kernel | None) -> bool:
     Args:
         kernel: None for an input of the graph, or a removed module.
     """
-    return kernel is not None and kernel.signature.startswith("conv") and kernel.form == "int8"
+    if kernel is None:
+        return False
+    return kernel.signature.startswith("conv") and kernel.form in INTEGER_CONVOLUTIONS

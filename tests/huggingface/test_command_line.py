@@ -41,7 +41,8 @@ def test_all_options_become_arguments(place: Path) -> None:
     words = (
         f"inspect {place / 'model'} --data a --validation b --test c --task fill-mask --metric f1 "
         "--metric accuracy --column text=body --column label=y --max-length 9 --batch-size 3 "
-        "--batch 2 --length 8 --length 16 --samples 7 --data-seed 5 --trust-remote-code"
+        "--batch 2 --length 8 --length 16 --fixed-length 8 --samples 7 "
+        "--data-seed 5 --trust-remote-code"
     )
     assert task_arguments(build_parser().parse_args(words.split())) == {
         "data": "a",
@@ -54,6 +55,7 @@ def test_all_options_become_arguments(place: Path) -> None:
         "batch_size": 3,
         "batch": 2,
         "length": [8, 16],
+        "fixed_length": 8,
         "samples": 7,
         "seed": 5,
         "trust_remote_code": True,

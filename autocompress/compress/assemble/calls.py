@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -45,10 +45,14 @@ class Calls:
     """Count the calls of each module within one pass of a model.
 
     Calls come in the order of the exported graph.
+
+    Attributes:
+        again: makes a context of what is computed once more in the backward pass.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
+        self.again: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     def restart(self, *_: object) -> None:
         """Begin another pass; a forward pre-hook of the model."""
@@ -75,7 +79,12 @@ class Calls:
 
         The recomputation makes the calls of the block once more.
         """
-        return contextlib.nullcontext(), self.replaying(self.seen)
+        return contextlib.nullcontext(), self._repeated(self.seen)
+
+    @contextlib.contextmanager
+    def _repeated(self, seen: Mapping[str, int]) -> Iterator[None]:
+        with self.replaying(seen), self.again():
+            yield
 
     @property
     def seen(self) -> dict[str, int]:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.candidate import ModuleConfig
+from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.compress.assemble.between import Between, Place
 from autocompress.compress.assemble.calls import Call, CallRanges, Calls
 from autocompress.compress.assemble.fake_quant import SimulatedModule
 from autocompress.compress.assemble.variant import Variant
@@ -31,6 +32,10 @@ def _never(module: CompressibleModule, config: ModuleConfig) -> bool:
     return False
 
 
+def _nothing(candidate: Candidate) -> Mapping[str, str]:
+    return {}
+
+
 @dataclass(frozen=True)
 class ActivationPlan:
     """Tell the simulation what the exported graph knows about activations.
@@ -43,6 +48,9 @@ class ActivationPlan:
         ends: upper end of tensors behind a Clip, which the range of an integer convolution
             replaces. No range grows beyond it.
         rows: True if dynamic 8-bit inputs have a range per row instead of one per tensor.
+        places: calls of functions by the tensor that they compute, for tensors between modules that
+            files may round.
+        between: returns the name of the range of each such tensor that a candidate's file rounds.
     """
 
     ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
@@ -50,6 +58,8 @@ class ActivationPlan:
     rounds_blocks: Callable[[CompressibleModule, ModuleConfig], bool] = _never
     ends: Mapping[str, float] = field(default_factory=dict)
     rows: bool = False
+    places: Mapping[str, Place] = field(default_factory=dict)
+    between: Callable[[Candidate], Mapping[str, str]] = _nothing
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -152,6 +162,10 @@ class SimulatedModel:
             self.model.get_submodule(norm).register_forward_hook(
                 FoldedNorm(tuple(convolutions)), with_kwargs=True
             )
+        self.between = Between(order)
+        order.again = self.between.again
+        self._norms = [self.model.get_submodule(norm) for norm in folded]
+        self._watches = False
         # The replaced weights stay the teacher's. The others are written to.
         for parameter in self.model.parameters():
             parameter.data = parameter.data.clone()
@@ -180,6 +194,22 @@ class SimulatedModel:
         self.simulated[name].set_variant(
             variant, config, sides, block_size, masks.of(owner, "gate")
         )
+
+    def round_between(self, rounded: Mapping[Place, str]) -> None:
+        """Round the results of calls of functions between modules from now on.
+
+        Args:
+            rounded: name of the range by call; other results stay as they are.
+        """
+        if rounded:
+            self.watch_functions()
+        self.between.quantizers = {place: self.quantizers[name] for place, name in rounded.items()}
+
+    def watch_functions(self) -> None:
+        """See the calls of functions between modules from now on, which takes a little time."""
+        if not self._watches:
+            self.between.watch(self.model, [*self.simulated.values(), *self._norms])
+        self._watches = True
 
     def load(self, changed: Mapping[str, Tensor], masks: Masks) -> None:
         """Set the parameters outside the simulated modules; columns of removed channels become 0.

@@ -116,6 +116,8 @@ class Stitcher(SimulatedModel):
                     name, module.name, candidate, masks
                 )
                 self.set_variant(name, module.name, variant, config, masks, block_size)
+        between = self.plan.between(candidate)
+        self.round_between({self.plan.places[name]: at for name, at in between.items()})
         smoothed = self.smoother.parameters(candidate)
         if trained is not None:
             self.load({**smoothed, **trained.others}, masks)

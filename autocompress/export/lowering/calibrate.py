@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ def calibrate(
     static_batch: int,
     method: str,
     linear_outputs: bool = False,
+    more: Collection[str] = (),
 ) -> dict[str, ActivationRange]:
     """Measure the range of each tensor that a linear or convolutional module may round.
 
@@ -39,6 +40,7 @@ def calibrate(
             cut, smaller ones skipped.
         method: how the range is chosen, as in `Observer.range`.
         linear_outputs: measure outputs of linear modules too.
+        more: further tensors to measure.
 
     Returns:
         range by tensor name.
@@ -46,7 +48,7 @@ def calibrate(
     Raises:
         NotComputableError: a value is not finite.
     """
-    observers = {name: Observer() for name in _observed(lowered, linear_outputs)}
+    observers = {name: Observer() for name in [*_observed(lowered, linear_outputs), *more]}
     if not observers:
         return {}
     inputs = set(lowered.input_names)

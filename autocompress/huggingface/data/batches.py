@@ -93,19 +93,21 @@ def as_list(targets: list[Any], length: int) -> Any:
     return None if None in targets else targets
 
 
-def padded(rows: Sequence[Row], padding: Mapping[str, int]) -> dict[str, Tensor]:
+def padded(rows: Sequence[Row], padding: Mapping[str, int], least: int = 0) -> dict[str, Tensor]:
     """Return rows as tensors, filled up at their ends to the longest one.
 
     Args:
         rows: with the same arguments.
         padding: argument -> number that fills up; 0 for others.
+        least: tokens to which shorter ones are filled up.
 
     Returns:
         Argument -> (n, length) int64. The tokens of a decoder have a length of their own.
     """
     tensors = {}
     for name in rows[0]:
-        length, fill = max(len(row[name]) for row in rows), padding.get(name, 0)
+        longest, fill = max(len(row[name]) for row in rows), padding.get(name, 0)
+        length = max(longest, least)
         tensors[name] = torch.tensor(
             [[*row[name], *[fill] * (length - len(row[name]))] for row in rows]
         )
@@ -149,7 +151,7 @@ def bucketed(
     for part in parts:
         rows = [row for i in part for row in samples[i].rows]
         targets = [samples[i].target for i in part for _ in samples[i].rows]
-        inputs = padded(rows, padding)
+        inputs = padded(rows, padding, options.fixed_length)
         batches.append((inputs, collect(targets, token_length(inputs))))
     return batches
 

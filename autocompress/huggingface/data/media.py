@@ -99,7 +99,7 @@ class MediaBatches:
         self.records, self.read, self.collect = records, read, collect
         self.targets = [None] * len(records) if targets is None else targets
         self.rows, self.padding = rows, padding or {}
-        self.size = options.samples_of_batch
+        self.size, self.least = options.samples_of_batch, options.fixed_length
         self.order = list(range(len(records)))
         random.Random(options.seed).shuffle(self.order)
 
@@ -111,7 +111,7 @@ class MediaBatches:
             chosen = self.order[start : start + self.size]
             inputs: dict[str, Tensor] = {}
             if self.rows is not None:
-                inputs = padded([self.rows[i] for i in chosen], self.padding)
+                inputs = padded([self.rows[i] for i in chosen], self.padding, self.least)
             length = token_length(inputs) if inputs else 0
             inputs |= self.read([self.records[i] for i in chosen])
             target = inputs.pop(LABELS, None)

@@ -23,9 +23,11 @@ from autocompress.huggingface.out.snippets import (
     runtime_lines,
 )
 from autocompress.results.files import (
+    MODEL_FILE,
     NOTES_FILE,
     RECIPE_FILE,
     WEIGHTS_FILE,
+    model_path,
     read_json,
     write_atomic,
 )
@@ -90,13 +92,14 @@ def write_card(
     smaller = baseline.size_bytes / measured.size_bytes
     faster = baseline.latency_ms / measured.latency_ms
     sign = known.metric_sign
+    format_name = "ONNX" if model_path(to).name == MODEL_FILE else ".tflite"
     lines = [
         "---",
         yaml.safe_dump(_front_matter(to, known), sort_keys=False).rstrip(),
         "---",
         f"# {name}, compressed",
-        f"{name} for {known.task} as one ONNX file: {smaller:.2f}x smaller and {faster:.2f}x as "
-        f"fast as the float file on {run['target']}, {known.metric} "
+        f"{name} for {known.task} as one {format_name} file: {smaller:.2f}x smaller and "
+        f"{faster:.2f}x as fast as the float file on {run['target']}, {known.metric} "
         f"{sign * measured.accuracy:.4f} instead of {sign * baseline.accuracy:.4f} on the "
         "validation split.",
         "",
@@ -116,7 +119,12 @@ def write_card(
 
 def _front_matter(to: Path, known: Pretrained) -> dict[str, Any]:
     own = _own_card(Path(known.folder))
-    sentences = (to / MODULES_FILE).is_file()
+    if model_path(to).name != MODEL_FILE:
+        library, tags = "tflite", ["tflite", "autocompress"]
+    else:
+        sentences = (to / MODULES_FILE).is_file()
+        library = "sentence-transformers" if sentences else "onnx"
+        tags = ["onnx", "onnxruntime", "autocompress"]
     matter: dict[str, Any] = {}
     for part in Path(known.folder).parts:
         cached = OF_CACHE.match(part)
@@ -126,9 +134,9 @@ def _front_matter(to: Path, known: Pretrained) -> dict[str, Any]:
     return {
         **matter,
         **{key: own[key] for key in KEPT if key in own},
-        "library_name": "sentence-transformers" if sentences else "onnx",
+        "library_name": library,
         "pipeline_tag": known.task,
-        "tags": ["onnx", "onnxruntime", "autocompress"],
+        "tags": tags,
     }
 
 
@@ -153,7 +161,9 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
         files = ", ".join(f"`{tower['filename']}`" for tower in towers)
         lines = [PACKAGE, *([OF_TOWERS.replace("FILES", files)] if len(towers) > 1 else [])]
         return [*lines, "", "In this folder:", *_code(program(config, input_lines(facts)))]
-    lines = [f"Inputs: {', '.join(shapes)}. Dimensions with a name are free.", ""]
+    onnx = model_path(to).name == MODEL_FILE
+    free = "Dimensions with a name are free." if onnx else "The file takes these sizes alone."
+    lines = [f"Inputs: {', '.join(shapes)}. {free}", ""]
     if facts.task == "text-generation":
         lines += [NO_CACHE, ""]
     if facts.task == QUESTIONS:
@@ -164,9 +174,9 @@ def _how_to_run(to: Path, facts: Facts) -> list[str]:
     optimum = optimum_lines(facts)
     if optimum:
         lines += ["With optimum (`pip install optimum-onnx[onnxruntime]`):", *_code(optimum)]
-    if facts.task in EMBEDDINGS and _has_dense(to):
+    if facts.task in EMBEDDINGS and onnx and _has_dense(to):
         lines += [DENSE, ""]
-    elif facts.task in EMBEDDINGS:
+    elif facts.task in EMBEDDINGS and onnx:
         lines += ["With sentence-transformers (`pip install sentence-transformers[onnx]`):"]
         lines += _code(SENTENCES)
     return lines

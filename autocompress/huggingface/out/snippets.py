@@ -19,13 +19,23 @@ from autocompress.huggingface.out.lines import (
     Lines,
 )
 from autocompress.huggingface.out.sound_words import has_known_length, sound_words
-from autocompress.targets.device.sessions import SessionSettings
+from autocompress.targets.device.sessions import LITERT, SessionSettings
 
 QUESTIONS, SPEECH = "image-text-to-text", "automatic-speech-recognition"
 # Texts of models of many languages go on with the tokens of language, task and no times.
 TRANSCRIPT = "tokens = np.array([[START]], np.int32)  # begin a transcript"
 DISABLED = "optimization.disable_specified_optimizers"  # entry of a session's options
 BILINEAR = 2  # of PIL
+QUOTE = '"'
+FLAT = [  # lines that run a file in LiteRT on `feed`
+    "session.allocate_tensors()",
+    "for one in session.get_input_details():",
+    '    session.set_tensor(one["index"], feed[one["name"]])',
+    "session.invoke()",
+    "outputs = {",
+    '    one["name"]: session.get_tensor(one["index"]) for one in session.get_output_details()',
+    "}",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ def runtime_lines(facts: Facts) -> list[str]:
     opening = [*option_lines(facts.settings), session_line(facts.settings)]
     if lines is None:
         feed = ", ".join(f'"{name}": {name}' for name in facts.inputs)
+        if _is_litert(facts):
+            return [*opening, f"feed = {{{feed}}}", *FLAT]
         call = "session.run(None, " if _is_onnxruntime(facts) else "session("
         return [*opening, f"outputs = {call}{{{feed}}})"]
     names = [f'"{name}"' for name in facts.inputs if name != WRITTEN]
@@ -105,8 +117,14 @@ def _is_onnxruntime(facts: Facts) -> bool:
     return facts.settings.runtime == "onnxruntime"
 
 
+def _is_litert(facts: Facts) -> bool:
+    return facts.settings.runtime == LITERT.runtime
+
+
 def _run_lines(lines: Lines, facts: Facts) -> list[str]:
     """Return the lines that run the file and name its outputs."""
+    if _is_litert(facts):
+        return [*FLAT, *(f'{name} = outputs["{name}"]' for name in lines.outputs)]
     if not _is_onnxruntime(facts):
         outputs = [f'{name} = outputs["{name}"]' for name in lines.outputs]
         return ["outputs = session(feed)", *outputs]
@@ -225,6 +243,7 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
     }
     adapted = []
     for line in lines:
+        line = _filled_up(line, facts)
         for word, value in words.items():
             line = line.replace(word, value)
         adapted.append(line)
@@ -234,6 +253,20 @@ def _adapted(lines: Sequence[str], facts: Facts, arrays: str) -> list[str]:
                 other = f"tokenizer.convert_ids_to_tokens({padding_id})"
             adapted.append(f"tokenizer.pad_token = tokenizer.pad_token or {other}")
     return adapted
+
+
+def _filled_up(line: str, facts: Facts) -> str:
+    """Return a line that gives texts the number and the length that a .tflite file has."""
+    shape = facts.inputs.get("input_ids", ())
+    if not _is_litert(facts) or len(shape) != 2:
+        return line
+    if shape[0] == 1 and line.startswith("texts = [") and "Another" not in line.partition("#")[2]:
+        line = f"{line.partition('.' + QUOTE)[0]}.{QUOTE}]"
+    for option in ("padding=True, ", "PADDING, "):
+        line = line.replace(option, "")
+    options = f'padding="max_length", max_length={shape[1]}, truncation=True'
+    called = "tokenizer(" in line
+    return line.replace("return_tensors", f"{options}, return_tensors") if called else line
 
 
 def _padding(facts: Facts) -> str:

@@ -30,7 +30,7 @@ from autocompress.huggingface.out.snippets import Facts
 from autocompress.results.files import MODEL_FILE, RECIPE_FILE, RUN_FILE, model_path, read_json
 from autocompress.results.front_point import FrontPoint
 from autocompress.results.measurement import Measurement
-from autocompress.targets.device.sessions import SessionSettings, open_session
+from autocompress.targets.device.sessions import DEFAULT, SessionSettings, open_session
 from autocompress.task.task import Pretrained
 
 
@@ -101,14 +101,16 @@ def _write_papers(
     known_tokenizer(to)
     if known.task == "text-generation" and not (to / CONFIG).is_file():
         without_cache(to)
-    write_ort_config(to, settings)
+    if model_path(to).name == MODEL_FILE:
+        write_ort_config(to, settings)
     facts = _facts(to, known.task, settings)
     write_card(to, known, facts, point, baseline, read_json(run_folder / RUN_FILE), recipe)
     return lines
 
 
 def _facts(to: Path, task: str, settings: SessionSettings) -> Facts:
-    session: Any = open_session(str(to / MODEL_FILE))
+    file = model_path(to)
+    session: Any = open_session(str(file), DEFAULT if file.name == MODEL_FILE else settings)
     shapes = {value.name: tuple(value.shape) for value in session.get_inputs()}
     names = (CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE)
     config, tokenizer, generation = (read_object(to / name) for name in names)

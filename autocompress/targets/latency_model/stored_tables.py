@@ -20,6 +20,9 @@ from autocompress.targets.latency_model.plan import Plan, Subject, all_forms, un
 from autocompress.targets.latency_model.profile import measure_table, table_of
 from autocompress.targets.target import Target
 
+# Version of the operators of .tflite files: of 1, fewer computed with integers.
+FLAT_FILES = 2
+
 
 def table_key(subject: Subject, target: Target) -> str:
     """Return the key of a table in the cache.
@@ -39,6 +42,7 @@ def table_key(subject: Subject, target: Target) -> str:
         layout.digest,
     ]
     content += [RULES] if target.figures else []
+    content += [FLAT_FILES] if target.litert else []
     for module in layout.module_map:
         options = subject.choices[module.name]
         content.append(sorted(layout.form(module, option) for option in options))

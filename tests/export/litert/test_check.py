@@ -97,23 +97,27 @@ def test_sizes_are_exact_before_a_weight_is_compressed(built: Any, config: Modul
     assert abs(output - simulated).max() < 1e-2 * abs(simulated).max()
 
 
-def test_weights_of_4_bits_under_floats_are_a_form_of_their_own(built: Any) -> None:
+def test_weights_of_4_bits_that_are_unpacked_are_a_form_of_their_own(built: Any) -> None:
     _, builder = built
     layout = layout_of(builder)
     modules = {module.name: module for module in builder.module_map}
     forms = {}
     for name in ("0", "4"):
-        for bits, inputs in ((8, 32), (4, 32)):
+        for bits, inputs in ((8, 32), (4, 32), (8, 8), (4, 8)):
             config = ModuleConfig(weight_bits=bits, activation_bits=inputs)
-            forms[name, bits] = layout.form(modules[name], config)
+            forms[name, bits, inputs] = layout.form(modules[name], config)
     assert forms == {
-        ("0", 8): "float",
-        ("0", 4): "nbits4-0",
-        ("4", 8): "float",
-        ("4", 4): "nbits4-0",
+        ("0", 8, 32): "float",
+        ("0", 4, 32): "nbits4-0",
+        ("0", 8, 8): "int8",
+        ("0", 4, 8): "int8-nbits4",
+        ("4", 8, 32): "float",
+        ("4", 4, 32): "nbits4-0",
+        ("4", 8, 8): "int8",
+        ("4", 4, 8): "int8",
     }
-    config = ModuleConfig(weight_bits=4, activation_bits=8)
-    assert layout.form(modules["4"], config) == "int8"
+    whole = ModuleConfig(weight_bits=4, activation_bits=8)
+    assert all(layout.computes_integers(modules[name], whole) for name in ("0", "4"))
 
 
 def test_operators_that_a_target_does_not_run_are_named_with_their_module(built: Any) -> None:

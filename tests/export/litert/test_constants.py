@@ -22,6 +22,12 @@ def test_arrays_are_computed() -> None:
     assert result.dtype == np.float32
 
 
+def test_elements_are_gathered_of_more_rows_than_the_evaluator_takes() -> None:
+    table, index = np.arange(300).reshape(3, 100), np.array([[99, -1, 0], [5, 5, 7]])
+    node = helper.make_node("GatherElements", ["a", "i"], ["y"], axis=1)
+    np.testing.assert_array_equal(folded(node, [table, index]), [[99, 99, 0], [105, 105, 107]])
+
+
 def test_shapes_of_tensors_are_constants() -> None:
     value = Value((2, 3, 4), "float32", {"first": 0})
     node = helper.make_node("Shape", ["x"], ["y"], start=1)

@@ -84,6 +84,22 @@ def test_other_runtimes_and_unknown_tasks() -> None:
     assert "session.run(None, " in runtime_lines(facts("automatic-speech-recognition", written))[-1]
 
 
+def test_texts_have_the_length_and_the_number_of_a_file_for_litert() -> None:
+    inputs = {"input_ids": (1, 12), "attention_mask": (1, 12)}
+    filled = 'padding="max_length", max_length=12, truncation=True'
+    for task in ("text-classification", "feature-extraction", "fill-mask"):
+        lines = runtime_lines(Facts(task, inputs, SessionSettings("litert", "XNNPACK", 1)))
+        text = "\n".join(lines)
+        compile(text, task, "exec")
+        assert filled in text
+        assert "session.invoke()" in lines
+        assert not WORDS.search(text)
+    given = Facts("feature-extraction", inputs, SessionSettings("litert", "XNNPACK", 1))
+    assert 'texts = ["A text."]' in runtime_lines(given)
+    given = Facts("image-to-text", inputs, SessionSettings("litert", "XNNPACK", 1))
+    assert runtime_lines(given)[-1] == "}"
+
+
 @pytest.mark.parametrize("task", [task for task in DECODED if task != QUESTIONS])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_decoders_write_token_by_token(task: str, runtime: str) -> None:

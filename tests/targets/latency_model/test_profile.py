@@ -192,6 +192,11 @@ def test_keys_are_of_all_that_latency_depends_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(stored_tables, "RULES", stored_tables.RULES + 1)
     assert table_key(subject(), find_target("analytic:phone-npu")) not in keys
     assert table_key(subject(), TARGET) in keys, "it is measured, not computed"
+    phone = find_target("litert-cpu", present=False)
+    before = table_key(subject(), phone)
+    monkeypatch.setattr(stored_tables, "FLAT_FILES", -1)
+    assert table_key(subject(), phone) != before
+    assert table_key(subject(), TARGET) in keys
     assert table_key(subject(), TARGET) == table_key(
         replace(subject(), baseline=lambda: b"other"), TARGET
     )

@@ -32,6 +32,7 @@ BINARY = {
     "Max": ("MAXIMUM", "MaximumMinimumOptions"),
     "Min": ("MINIMUM", "MaximumMinimumOptions"),
 }
+INTEGERS = ("Add", "Sub", "Mul")  # those with kernels of integers in all runtimes
 COMPARISONS = {
     "Equal": ("EQUAL", "EqualOptions"),
     "Greater": ("GREATER", "GreaterOptions"),
@@ -60,6 +61,7 @@ UNARY = {
     "Sqrt": ("SQRT", ""),
     "Tanh": ("TANH", ""),
 }
+INTEGER_UNARY = ("HardSwish", "Sigmoid", "Tanh")
 FUSE = {
     *("Conv2DOptionsT", "DepthwiseConv2DOptionsT", "FullyConnectedOptionsT"),
     *("AddOptionsT", "SubOptionsT", "MulOptionsT", "DivOptionsT"),
@@ -79,7 +81,9 @@ def binary(t: Translator, node: NodeProto) -> None:
             if isinstance(sums, Sums) and isinstance(scales, Scales):
                 scaled_sums(t, node, sums, scales)
                 return
-    if node.op_type == "Add" and (add_bias(t, node) or integers.add(t, node)):
+    if node.op_type == "Add" and add_bias(t, node):
+        return
+    if node.op_type in INTEGERS and integers.pair(t, node, *BINARY[node.op_type]):
         return
     if len(known) == 1:
         t.alias(node, t.value(node, 0))
@@ -180,6 +184,8 @@ def unary(t: Translator, node: NodeProto) -> None:
     if node.op_type == "Elu" and attributes_of(node).get("alpha", 1.0) != 1.0:
         t.refuse(node, "LiteRT's ELU has an alpha of 1")
     code, options = UNARY[node.op_type]
+    if node.op_type in INTEGER_UNARY and integers.single(t, node, code, options):
+        return
     apply(t, node, value, code, options)
 
 
@@ -250,6 +256,8 @@ def clip(t: Translator, node: NodeProto) -> None:
     low, high = t.array(node, 1), t.array(node, 2)
     value = t.value(node, 0)
     ends = [None if end is None else float(end.reshape(())) for end in (low, high)]
+    if integers.clip(t, node, *ends):
+        return
     if ends == [0.0, 6.0]:
         # The end of a rounded tensor need not stand on its grid.
         if value.step is not None or not fused(t, node, value, "RELU6"):
@@ -289,6 +297,8 @@ def leaky_relu(t: Translator, node: NodeProto) -> None:
         node: of the graph.
     """
     alpha = attributes_of(node).get("alpha", 0.01)
+    if integers.single(t, node, "LEAKY_RELU", "LeakyReluOptions", alpha=alpha):
+        return
     apply(t, node, t.value(node, 0), "LEAKY_RELU", "LeakyReluOptions", alpha=alpha)
 
 
@@ -300,12 +310,15 @@ def hard_sigmoid(t: Translator, node: NodeProto) -> None:
         node: of the graph.
     """
     value, attributes = t.value(node, 0), attributes_of(node)
+    alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
+    if integers.hard_sigmoid(t, node, alpha, beta):
+        return
     layout, number = value.layout, 0
     number = t.read(value, layout)
     shape = t.shape_in(value.shape, layout)
     for code, options, constant in (
-        ("MUL", "MulOptions", attributes.get("alpha", 0.2)),
-        ("ADD", "AddOptions", attributes.get("beta", 0.5)),
+        ("MUL", "MulOptions", alpha),
+        ("ADD", "AddOptions", beta),
         ("MAXIMUM", "MaximumMinimumOptions", 0.0),
     ):
         other = t.constant(np.array(constant, np.float32))
@@ -327,6 +340,20 @@ def reciprocal(t: Translator, node: NodeProto) -> None:
     one = t.constant(np.array(1.0, np.float32))
     output = t.write(node.output[0], value.shape, value.kind, layout)
     t.add("DIV", [one, t.read(value, layout)], output, "DivOptions")
+
+
+def is_nan(t: Translator, node: NodeProto) -> None:
+    """Translate IsNaN: what is not a number differs from itself.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value = t.value(node, 0)
+    layout = value.layout
+    number = t.read(value, layout)
+    output = t.write(node.output[0], value.shape, "bool", layout)
+    t.add("NOT_EQUAL", [number, number], output, "NotEqualOptions")
 
 
 def cast(t: Translator, node: NodeProto) -> None:

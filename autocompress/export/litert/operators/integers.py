@@ -19,6 +19,12 @@ MOVES = (
     *("Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
 )
 OFFSET = 128  # from uint8 to int8
+# What operators write whose kernels of integers know one step alone.
+STEPS = {
+    "LOGISTIC": Step(1 / 256, -128),
+    "SOFTMAX": Step(1 / 256, -128),
+    "TANH": Step(1 / 128, 0),
+}
 
 
 def quantize(t: Translator, node: NodeProto) -> None:
@@ -122,25 +128,146 @@ def rounded_to(t: Translator, value: Value, step: Step, layout: str) -> int:
     return t.add("QUANTIZE", [number], output, "QuantizeOptions")
 
 
-def add(t: Translator, node: NodeProto) -> bool:
-    """Translate an Add of two rounded tensors of one shape whose sum is rounded too.
+def pair(t: Translator, node: NodeProto, code: str, options: str) -> bool:
+    """Translate an operator of two rounded tensors, or of one and a number, that rounds its result.
 
     Args:
         t: gets the operator.
-        node: an Add.
+        node: an Add, Sub or Mul.
+        code: of LiteRT.
+        options: table of its options.
 
     Returns:
         False if it must be computed in floats.
     """
     values = [t.known[name] for name in node.input]
     rounded = [one for one in values if isinstance(one, Value) and one.step is not None]
+    single = [one for one in values if isinstance(one, np.ndarray) and one.size == 1 and one.any()]
     step = step_ahead(t, node.output[0])
-    if step is None or len(rounded) != 2 or rounded[0].shape != rounded[1].shape:
+    if step is None or not rounded or len(rounded) + len(single) != 2:
         return False
-    layout = LAST if any(FIRST not in one.stored for one in rounded) else FIRST
-    numbers = [t.raw(one, layout) for one in rounded]
-    output = t.write(node.output[0], rounded[0].shape, layout=layout, step=step)
-    t.add("ADD", numbers, output, "AddOptions")
+    shapes = [*(one.shape for one in rounded), *(one.shape for one in single)]
+    shape = np.broadcast_shapes(*shapes)
+    whole = all(len(one.shape) == len(shape) for one in rounded)
+    last = whole and any(FIRST not in one.stored for one in rounded)
+    layout = LAST if last else FIRST
+    numbers = [
+        t.raw(one, layout) if isinstance(one, Value) else number_of(t, float(one.reshape(())))
+        for one in values
+        if isinstance(one, (Value, np.ndarray))
+    ]
+    output = t.write(node.output[0], shape, layout=layout, step=step)
+    t.add(code, numbers, output, options)
+    return True
+
+
+def single(
+    t: Translator,
+    node: NodeProto,
+    code: str,
+    options: str = "",
+    layout: str = "",
+    **fields: object,
+) -> bool:
+    """Translate an operator of one rounded tensor whose result is rounded too.
+
+    Args:
+        t: gets the operator.
+        node: of the graph, whose result has the shape of its input.
+        code: of LiteRT.
+        options: table of its options, "" for none.
+        layout: in which it computes; "" for the one that the tensor has.
+        **fields: of the table.
+
+    Returns:
+        False if it must be computed in floats.
+    """
+    value, step = t.value(node, 0), step_ahead(t, node.output[0])
+    if value.step is None or step is None or STEPS.get(code, step) != step:
+        return False
+    layout = layout or value.layout
+    number = t.raw(value, layout)
+    t.add(
+        code,
+        [number],
+        t.write(node.output[0], value.shape, layout=layout, step=step),
+        options,
+        **fields,
+    )
+    return True
+
+
+def hard_sigmoid(t: Translator, node: NodeProto, alpha: float, beta: float) -> bool:
+    """Translate a HardSigmoid of a rounded tensor whose result is rounded too.
+
+    The product with alpha only changes the scale. The sum with beta ends at those of int8, which
+    stand for 0 and 255/256.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+        alpha: factor.
+        beta: summand.
+
+    Returns:
+        False if it must be computed in floats.
+    """
+    value, step = t.value(node, 0), step_ahead(t, node.output[0])
+    if value.step is None or step != STEPS["LOGISTIC"] or min(alpha, beta) <= 0:
+        return False
+    layout = value.layout
+    scaled = Step(float(np.float32(value.step.scale * alpha)), value.step.zero)
+    shape = t.shape_in(value.shape, layout)
+    product = t.file.tensor(shape, "int8", "", scaled.rows)
+    t.add("MUL", [t.raw(value, layout), number_of(t, alpha)], product, "MulOptions")
+    output = t.write(node.output[0], value.shape, layout=layout, step=step)
+    t.add("ADD", [product, number_of(t, beta)], output, "AddOptions")
+    return True
+
+
+def number_of(t: Translator, number: float) -> int:
+    """Add a number as an integer that stands for it.
+
+    Args:
+        t: gets the constant.
+        number: not 0.
+
+    Returns:
+        Number of the tensor of the file.
+    """
+    sign = np.array(1 if number > 0 else -1, np.int8)
+    return t.file.constant(sign, "", Step(abs(number), 0).rows)
+
+
+def clip(t: Translator, node: NodeProto, low: float | None, high: float | None) -> bool:
+    """Translate a Clip of a rounded tensor to ends that are rounded to its grid.
+
+    Args:
+        t: gets the operators.
+        node: of the graph, whose result is rounded with the step of its input.
+        low: lower end, or None.
+        high: upper end, or None.
+
+    Returns:
+        False if it must be computed in floats.
+    """
+    value, step = t.value(node, 0), step_ahead(t, node.output[0])
+    ends = [(code, end) for code, end in (("MAXIMUM", low), ("MINIMUM", high)) if end is not None]
+    if value.step is None or value.step != step or not ends:
+        return False
+    layout = value.layout
+    number = t.raw(value, layout)
+    for i, (code, end) in enumerate(ends):
+        place = np.clip(np.round(end / np.float32(step.scale)) + step.zero, -OFFSET, OFFSET - 1)
+        other = t.file.constant(np.array(place, np.int8), "", step.rows)
+        last = i == len(ends) - 1
+        shape = t.shape_in(value.shape, layout)
+        output = (
+            t.write(node.output[0], value.shape, layout=layout, step=step)
+            if last
+            else t.file.tensor(shape, "int8", "", step.rows)
+        )
+        number = t.add(code, [number, other], output, "MaximumMinimumOptions")
     return True
 
 

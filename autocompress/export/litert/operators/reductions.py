@@ -9,6 +9,7 @@ import numpy as np
 from onnx import NodeProto
 
 from autocompress.export.litert.constants import attributes_of
+from autocompress.export.litert.operators import integers
 from autocompress.export.litert.operators.integers import step_ahead
 from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import FIRST, LAST, Value, place_in_last
@@ -67,7 +68,9 @@ def _reduced(
     shape = [1 if i in gone else size for i, size in enumerate(value.shape)]
     if not keeps:
         shape = [value.shape[i] for i in left]
-    step = step_ahead(t, node.output[0]) if code == "MEAN" and value.step is not None else None
+    step = step_ahead(t, node.output[0]) if value.step is not None else None
+    if code != "MEAN" and (code != "REDUCE_MAX" or step != value.step):
+        step = None  # the largest integer keeps its step
     number = t.read(value, layout) if step is None else t.raw(value, layout)
     inputs = [number, t.constant(np.array(sorted(at), np.int32))]
     output = t.write(node.output[0], shape, value.kind, layout if keeps else FIRST, step)
@@ -87,6 +90,10 @@ def softmax(t: Translator, node: NodeProto) -> None:
     if axis not in (rank - 1, 1):
         t.refuse(node, f"LiteRT has no {node.op_type} over dimension {axis} of {rank}")
     layout = FIRST if axis == rank - 1 else LAST
+    if node.op_type == "Softmax" and integers.single(
+        t, node, "SOFTMAX", "SoftmaxOptions", layout, beta=1.0
+    ):
+        return
     number = t.read(value, layout)
     output = t.write(node.output[0], value.shape, value.kind, layout)
     if node.op_type == "LogSoftmax":
@@ -160,6 +167,22 @@ def group_norm(t: Translator, node: NodeProto) -> None:
     gain, shift = [np.asarray(t.array(node, i), np.float32).reshape(shape) for i in (1, 2)]
     number = step("MUL", [number, t.constant(gain)], value.shape, "MulOptions")
     t.add("ADD", [number, t.constant(shift)], t.write(node.output[0], value.shape), "AddOptions")
+
+
+def cumulative_sum(t: Translator, node: NodeProto) -> None:
+    """Translate CumSum.
+
+    Args:
+        t: gets the operator.
+        node: of the graph.
+    """
+    value, attributes, axis = t.value(node, 0), attributes_of(node), t.numbers(node, 1)
+    assert axis is not None
+    places = t.constant(np.array(axis[0] % len(value.shape), np.int32))
+    number = t.read(value)
+    output = t.write(node.output[0], value.shape, value.kind)
+    options = {name: bool(attributes.get(name, 0)) for name in ("exclusive", "reverse")}
+    t.add("CUMSUM", [number, places], output, "CumsumOptions", **options)
 
 
 def arg_max(t: Translator, node: NodeProto) -> None:

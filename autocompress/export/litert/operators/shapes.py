@@ -239,6 +239,62 @@ def gather(t: Translator, node: NodeProto) -> None:
     t.add("GATHER", [read, number], output, "GatherOptions", axis=axis)
 
 
+def gather_nd(t: Translator, node: NodeProto) -> None:
+    """Translate GatherND: parts of a tensor at places that name the first dimensions.
+
+    Args:
+        t: gets the operators.
+        node: of the graph.
+    """
+    value, places = t.value(node, 0), t.value(node, 1)
+    if attributes_of(node).get("batch_dims", 0):
+        t.refuse(node, "LiteRT has no batch_dims")
+    number = _whole(t, places)
+    shape = (*places.shape[:-1], *value.shape[places.shape[-1] :])
+    read = t.read(value)
+    output = t.write(node.output[0], shape, value.kind)
+    t.add("GATHER_ND", [read, number], output, "GatherNdOptions")
+
+
+def gather_elements(t: Translator, node: NodeProto) -> None:
+    """Translate GatherElements as a lookup among the elements in one row.
+
+    Args:
+        t: gets the operators.
+        node: of the graph, whose places are not negative.
+    """
+    known, places = t.known[node.input[0]], t.value(node, 1)
+    if isinstance(known, np.ndarray):
+        row, sizes, kind = t.constant(known.reshape(-1)), known.shape, known.dtype.name
+    else:
+        value = t.value(node, 0)
+        row, sizes, kind = t.reshaped(t.read(value), (t.size(value),)), value.shape, value.kind
+    axis = attributes_of(node).get("axis", 0) % len(sizes)
+    steps = [int(np.prod(sizes[i + 1 :])) for i in range(len(sizes))]
+    number, shape = _whole(t, places), places.shape
+    if steps[axis] != 1:
+        factor = t.constant(np.array(steps[axis], np.int32))
+        product = t.file.tensor(shape, "int32")
+        number = t.add("MUL", [number, factor], product, "MulOptions")
+    others = [np.arange(n) * (0 if i == axis else steps[i]) for i, n in enumerate(shape)]
+    start = sum(np.ix_(*others))
+    if np.any(start):
+        first = t.constant(np.broadcast_to(start, shape).astype(np.int32))
+        number = t.add("ADD", [number, first], t.file.tensor(shape, "int32"), "AddOptions")
+    output = t.write(node.output[0], shape, kind)
+    t.add("GATHER", [row, number], output, "GatherOptions", axis=0)
+
+
+def _whole(t: Translator, places: Value) -> int:
+    """Return places as int32, which LiteRT's lookups read."""
+    number = t.read(places)
+    if places.kind == "int32":
+        return number
+    whole = t.file.tensor(places.shape, "int32")
+    t.file.add("CAST", [number], [whole], "CastOptions")
+    return whole
+
+
 def _rows(t: Translator, node: NodeProto, table: Weight, places: Array) -> None:
     """Store only the rows of a table that a Gather with constant indices reads."""
     index = np.where(places < 0, places + len(table.values), places).reshape(-1).astype(np.int64)
@@ -329,8 +385,9 @@ def resize(t: Translator, node: NodeProto) -> None:
         "align_corners",
     ):
         t.refuse(node, f"LiteRT has no {mode} resizing with {place}")
-    number = t.read(value, LAST)
-    output = t.write(node.output[0], sizes, value.kind, LAST)
+    step = value.step if value.step == step_ahead(t, node.output[0]) else None
+    number = t.read(value, LAST) if step is None else t.raw(value, LAST)
+    output = t.write(node.output[0], sizes, value.kind, LAST, step)
     wanted = t.constant(np.array(sizes[2:], np.int32))
     if mode == "nearest":
         t.add("RESIZE_NEAREST_NEIGHBOR", [number, wanted], output, "ResizeNearestNeighborOptions")

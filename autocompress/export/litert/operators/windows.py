@@ -279,7 +279,9 @@ def pool(t: Translator, node: NodeProto) -> None:
     if len(window.kernel) != 2 or not plain or attributes.get("ceil_mode", 0):
         t.refuse(node, "LiteRT pools over two dimensions without dilations or ceil_mode")
     counted = bool(attributes.get("count_include_pad", 0)) and not largest
-    step, pads = value.step if largest else None, window.pads
+    step, pads = value.step, window.pads
+    if not largest and step != step_ahead(t, node.output[0]):  # a mean of integers keeps its step
+        step = None
     number = t.read(value, LAST) if step is None else t.raw(value, LAST)
     padding, number = padded(t, number, value, pads, window.reach, window.strides, largest, counted)
     if any(pads) and padding == VALID and not (largest or counted):

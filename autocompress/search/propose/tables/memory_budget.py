@@ -13,7 +13,7 @@ from autocompress.candidate import Candidate
 from autocompress.export.parts.activations import Activations
 from autocompress.search.propose.allocation import Allocator, Choices
 from autocompress.search.propose.tables.module_table import kept_share
-from autocompress.targets.workload import Layout
+from autocompress.targets.workload import INTEGER_CONVOLUTIONS, Layout
 
 Array = NDArray[np.float64]
 ROOM = 0.98  # share of the limit that a prediction may use
@@ -69,7 +69,7 @@ class MemoryBudget:
             exact: returns the memory of a candidate's file in bytes.
             flat: True for LiteRT, whose static linear layers write integers too.
         """
-        forms = ("int8", "int8-unsigned")
+        forms = (*INTEGER_CONVOLUTIONS, "int8-unsigned")
         integer = {}
         for name, table in allocator.modules.items():
             module = layout.module_map[name]

@@ -170,8 +170,10 @@ def operator_times(
 
 
 def _source(number: int, unpacks: Mapping[int, Any]) -> int:
-    """Return the stored tensor of a constant that is unpacked."""
-    return int(unpacks[number].inputs[0]) if number in unpacks else number
+    """Return the stored tensor that a constant follows from."""
+    while number in unpacks:
+        number = int(unpacks[number].inputs[0])
+    return number
 
 
 def _kind(graph: Any, number: int) -> tuple[str, tuple[int, ...]]:
@@ -245,8 +247,7 @@ def _alone(flat: Any, operator: Any, constants: set[int], unpacks: Mapping[int, 
         alone.tensors.append(tensor)
         return places[number]
 
-    needed = [unpacks[int(number)] for number in operator.inputs if int(number) in unpacks]
-    for one in (*needed, operator):
+    for one in (*_makers(operator, unpacks), operator):
         copied = copy.copy(one)
         copied.inputs = [placed(number) for number in one.inputs]
         copied.outputs = [placed(number) for number in one.outputs]
@@ -258,6 +259,16 @@ def _alone(flat: Any, operator: Any, constants: set[int], unpacks: Mapping[int, 
     builder = flatbuffers.Builder(1 << 12)
     builder.Finish(model.Pack(builder), file_identifier=FLAT)
     return bytes(builder.Output())
+
+
+def _makers(operator: Any, unpacks: Mapping[int, Any]) -> list[Any]:
+    """Return the operators that the constants of an operator follow from, the first one first."""
+    makers: list[Any] = []
+    for number in operator.inputs:
+        own = unpacks.get(int(number))
+        if own is not None:
+            makers += [one for one in (*_makers(own, unpacks), own) if one not in makers]
+    return makers
 
 
 def _measured(content: bytes, settings: SessionSettings, runs_of: Callable[[float], int]) -> float:

@@ -81,6 +81,17 @@ def test_activations_of_torch(layer: nn.Module) -> None:
     assert_as_torch(nn.Sequential(nn.Linear(4, 4), layer), torch.randn(2, 4))
 
 
+def test_what_is_no_number_is_replaced() -> None:
+    x = numbers(2, 3)
+    x[0, 1] = np.nan
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["n"]),
+        helper.make_node("Where", ["n", "c", "x"], ["y"]),
+    ]
+    found = assert_same(nodes, {"x": x}, {"c": np.array(0.0, np.float32)})
+    assert found == ["NOT_EQUAL", "SELECT_V2"]
+
+
 def test_casts() -> None:
     node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
     assert_same([node], {"x": np.arange(5)})

@@ -181,6 +181,113 @@ def test_results_of_integers_that_are_rounded_are_integers(kind: str) -> None:
     assert found == ["QUANTIZE", "QUANTIZE", *codes, "DEQUANTIZE"]
 
 
+SIXTEENTH, HALF = (1 / 256, 0), (1 / 128, 128)  # steps that kernels prescribe
+OPERATORS: list[tuple[str, tuple[float, int], dict[str, Any], list[str]]] = [
+    ("Sigmoid", SIXTEENTH, {}, ["LOGISTIC"]),
+    ("Tanh", HALF, {}, ["TANH"]),
+    ("Softmax", SIXTEENTH, {"axis": -1}, ["SOFTMAX"]),
+    ("HardSigmoid", SIXTEENTH, {"alpha": 1 / 6, "beta": 0.5}, ["MUL", "ADD"]),
+    ("HardSwish", (0.023, 30), {}, ["HARD_SWISH"]),
+    ("LeakyRelu", (0.023, 30), {"alpha": 0.1}, ["LEAKY_RELU"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "step", "attributes", "codes"), OPERATORS)
+def test_operators_of_one_rounded_tensor_write_integers(
+    kind: str, step: tuple[float, int], attributes: dict[str, Any], codes: list[str]
+) -> None:
+    x = {"x": 2 * numbers(4, 64)}
+    before, constants = rounded("x", "r", READ)
+    after, ends = rounded("c", "y", step)
+    nodes = [*before, helper.make_node(kind, ["r"], ["c"], **attributes), *after]
+    found = assert_same_integers(nodes, x, {**constants, **ends}, step[0], 0.06)
+    assert found == ["QUANTIZE", *codes, "DEQUANTIZE"]
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Tanh", "Softmax", "HardSigmoid"])
+def test_kernels_with_one_step_write_floats_for_another_one(kind: str) -> None:
+    x = {"x": 2 * numbers(4, 64)}
+    before, constants = rounded("x", "r", READ)
+    after, ends = rounded("c", "y", (0.0061, 3))
+    nodes = [*before, helper.make_node(kind, ["r"], ["c"]), *after]
+    found = assert_same_integers(nodes, x, {**constants, **ends}, 0.0061)
+    assert found[:2] == ["QUANTIZE", "DEQUANTIZE"]
+
+
+@pytest.mark.parametrize("kind", ["Add", "Sub", "Mul"])
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (2, 4, 1, 1), (4, 1, 1)])
+def test_operators_of_two_rounded_tensors_write_integers(kind: str, shape: tuple[int, ...]) -> None:
+    x = {"x": numbers(2, 4, 6, 6), "z": numbers(*shape, seed=4)}
+    first, constants = rounded("x", "r", READ)
+    second, more = rounded("z", "s", (0.04, 100))
+    after, ends = rounded("c", "y", WRITTEN)
+    nodes = [*first, *second, helper.make_node(kind, ["r", "s"], ["c"]), *after]
+    found = assert_same_integers(nodes, x, {**constants, **more, **ends}, WRITTEN[0], 0.05)
+    assert found == ["QUANTIZE", "QUANTIZE", kind.upper(), "DEQUANTIZE"]
+
+
+def test_an_average_of_integers_keeps_their_step() -> None:
+    x = {"x": numbers(2, 4, 6, 6)}
+    before, constants = rounded("x", "r", READ)
+    pooled = helper.make_node("AveragePool", ["r"], ["c"], kernel_shape=[2, 2], strides=[2, 2])
+    for step, code in ((READ, "AVERAGE_POOL_2D"), (WRITTEN, "DEQUANTIZE")):
+        after, ends = rounded("c", "y", step)
+        # A quarter of the sums of four integers are ties.
+        nodes, every = [*before, pooled, *after], {**constants, **ends}
+        found = assert_same_integers(nodes, x, every, step[0], 0.3)
+        assert found[2] == code
+
+
+@pytest.mark.parametrize(("kind", "number"), [("Mul", 0.4), ("Mul", -1.7), ("Add", 0.31)])
+def test_a_rounded_tensor_and_a_number_write_integers(kind: str, number: float) -> None:
+    x = {"x": numbers(2, 4, 6, 6)}
+    before, constants = rounded("x", "r", READ)
+    after, ends = rounded("c", "y", (0.013, 131))
+    nodes = [*before, helper.make_node(kind, ["r", "n"], ["c"]), *after]
+    every = {**constants, **ends, "n": np.array(number, np.float32)}
+    found = assert_same_integers(nodes, x, every, 0.013, 0.05)
+    assert found == ["QUANTIZE", kind.upper(), "DEQUANTIZE"]
+
+
+LINEAR = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+NEAREST = {
+    **{"mode": "nearest", "nearest_mode": "floor"},
+    "coordinate_transformation_mode": "asymmetric",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "attributes", "code", "most"),
+    [
+        ("Resize", ["", "scales"], NEAREST, "RESIZE_NEAREST_NEIGHBOR", 0.0),
+        ("Resize", ["", "scales"], LINEAR, "RESIZE_BILINEAR", 0.3),
+        ("ReduceMax", ["axes"], {"keepdims": 1}, "REDUCE_MAX", 0.0),
+        ("GlobalMaxPool", [], {}, "REDUCE_MAX", 0.0),
+        ("Pad", ["pads"], {}, "PAD", 0.0),
+        ("Clip", ["low", "high"], {}, "MAXIMUM", 0.0),
+        ("Clip", ["", "high"], {}, "MINIMUM", 0.0),
+    ],
+)
+def test_operators_that_keep_a_step_write_integers(
+    kind: str, inputs: list[str], attributes: dict[str, Any], code: str, most: float
+) -> None:
+    x = {"x": numbers(2, 4, 6, 6)}
+    before, constants = rounded("x", "r", READ)
+    after, ends = rounded("c", "y", READ)
+    more = {
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "axes": np.array([2, 3]),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "low": np.array(-0.5, np.float32),
+        "high": np.array(1.0, np.float32),
+    }
+    every = {**constants, **ends, **{name: more[name] for name in inputs if name}}
+    nodes = [*before, helper.make_node(kind, ["r", *inputs], ["c"], **attributes), *after]
+    found = assert_same_integers(nodes, x, every, READ[0], most)
+    assert code in found
+    assert found.index("DEQUANTIZE") > found.index(code)
+
+
 def test_floats_are_read_where_something_needs_them() -> None:
     x = {"x": numbers(2, 6, 4)}
     before, constants = rounded("x", "r", READ)

@@ -52,6 +52,14 @@ def test_normalisations_of_groups(norm: nn.Module) -> None:
     assert_as_torch(nn.Sequential(nn.Conv2d(3, 4, 1), norm), torch.randn(2, 3, 5, 6))
 
 
+@pytest.mark.parametrize("options", [{}, {"exclusive": 1}, {"reverse": 1}])
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.int64])
+def test_sums_so_far(options: dict[str, int], kind: type) -> None:
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"], **options)
+    x = (5 * numbers(2, 3, 4)).astype(kind)
+    assert assert_same([node], {"x": x}, {"axis": np.array(-2)}) == ["CUMSUM"]
+
+
 def test_the_largest_element() -> None:
     node = helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)
     assert_same([node], {"x": numbers(3, 5)})

@@ -57,6 +57,31 @@ def test_elements_along_a_dimension(axis: int) -> None:
     assert_same([node], {"x": numbers(2, 3, 4)}, {"i": np.array([1, -1])})
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64, np.bool_])
+def test_elements_at_places(kind: type) -> None:
+    x = (numbers(2, 3, 4) > 0).astype(kind)
+    places = np.array([[[0, 1], [1, 2]], [[1, 0], [0, 0]]])
+    node = helper.make_node("GatherND", ["x", "i"], ["y"])
+    assert assert_same([node], {"x": x}, {"i": places})[-1] == "GATHER_ND"
+    assert assert_same([node], {"x": x, "i": places})[-1] == "GATHER_ND"
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_elements_of_each_row(axis: int, rows: int) -> None:
+    x = numbers(2, 3, 4)
+    shape = [rows if i == axis % 3 else n for i, n in enumerate((2, 3, 4))]
+    places = np.random.default_rng(0).integers(0, x.shape[axis], shape)
+    node = helper.make_node("GatherElements", ["x", "i"], ["y"], axis=axis)
+    assert "GATHER" in assert_same([node], {"x": x, "i": places})
+
+
+def test_elements_of_a_constant_row() -> None:
+    node = helper.make_node("GatherElements", ["x", "i"], ["y"], axis=1)
+    found = assert_same([node], {"i": np.array([[2, 0]])}, {"x": np.array([[5, 6, 7]])})
+    assert found == ["CAST", "GATHER"]
+
+
 def test_lookups_in_a_table() -> None:
     node = helper.make_node("Gather", ["t", "i"], ["y"])
     found = assert_same([node], {"i": np.array([[1, 0], [2, 2]])}, {"t": numbers(3, 4)})

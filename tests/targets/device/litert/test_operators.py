@@ -58,6 +58,21 @@ def test_equal_operators_are_timed_once() -> None:
     assert [node.microseconds for node in once] == [node.microseconds for node in again]
 
 
+def test_constants_may_follow_from_several_operators() -> None:
+    file, width = FlatFile(), next(WIDTH)
+    x, y = file.tensor((3, 4), "float32", "x"), file.tensor((3, width), "float32", "y")
+    stored = file.constant(np.ones((4, width), np.int8), "", Rows(np.ones(1, np.float32)))
+    wide, turned = file.tensor((4, width), "float32"), file.tensor((width, 4), "float32")
+    sizes = file.constant(np.array([width, 4], np.int32))
+    file.inputs, file.outputs = [x], [y]
+    file.add("DEQUANTIZE", [stored], [wide])
+    file.add("RESHAPE", [wide, sizes], [turned])
+    file.add("FULLY_CONNECTED", [x, turned, -1], [y], "FullyConnectedOptions")
+    (node,) = operator_times(file.content(), LITERT, lambda seconds: 2)
+    assert node.operator == "FULLY_CONNECTED"
+    assert node.weights == (tensor_name(stored),)
+
+
 def test_the_graph_of_a_file() -> None:
     content, (first, _, second, y) = two_products(next(WIDTH))
     graph = GraphFile.of(content)
