@@ -22,7 +22,7 @@ LARGEST_INVERSE = 16  # rows; larger ones would be thousands of operators
 FEW_ROWS = 25  # up to as many PyTorch subtracts rows, with more it multiplies matrices
 
 
-def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> Pair:
+def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> Pair:
     """Return the largest elements of windows that cover the last dimensions, and their places.
 
     Args:
@@ -39,7 +39,7 @@ def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> Pair:
     return values, torch.stack(places, -1).unflatten(-1, tuple(output_size))
 
 
-def adaptive_avg_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
+def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
     """Return the means (..., *output_size) of windows that cover the last dimensions."""
     return _pooled(x, _windows(x, output_size), torch.mean)
 
@@ -78,7 +78,7 @@ def _place(x: Tensor, sizes: Sequence[int], window: Sequence[tuple[int, int]]) -
     return place
 
 
-def cdist(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
+def _cdist(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
     """Return the distances (..., n, m) between rows (..., n, k) and (..., m, k) in the p-norm."""
     few = all(isinstance(rows, int) and rows <= FEW_ROWS for rows in (x1.shape[-2], x2.shape[-2]))
     if p != 2 or compute_mode == 2 or (few and compute_mode != 1):
@@ -87,14 +87,14 @@ def cdist(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor:
     return (squares - 2 * (x1 @ x2.mT)).clamp_min(0).sqrt()
 
 
-def pdist(x: Tensor, p: float = 2.0) -> Tensor:
+def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
     """Return the distances of all pairs of rows, those of a row to later ones."""
     rows = x.shape[0]
     pairs = torch.triu_indices(rows, rows, 1)
     return torch.linalg.vector_norm(x[pairs[0]] - x[pairs[1]], p, -1)
 
 
-def cummax(x: Tensor, dim: int) -> Pair:
+def _cummax(x: Tensor, dim: int) -> Pair:
     """Return running maxima along a dimension, and the last places where they are reached."""
     moved = x.movedim(dim, -1)
     size = moved.shape[-1]
@@ -116,20 +116,20 @@ def cummax(x: Tensor, dim: int) -> Pair:
     return values.movedim(-1, dim), last.movedim(-1, dim)
 
 
-def cummin(x: Tensor, dim: int) -> Pair:
+def _cummin(x: Tensor, dim: int) -> Pair:
     """Return running minima along a dimension, and the last places where they are reached."""
-    values, places = cummax(-x, dim)
+    values, places = _cummax(-x, dim)
     return -values, places
 
 
-def prod(x: Tensor, dims: Sequence[int] | None, *, output_dtype: Any = None) -> Tensor:
+def _prod(x: Tensor, dims: Sequence[int] | None, *, output_dtype: Any = None) -> Tensor:
     """Return the product over dimensions."""
     for dim in sorted(range(x.dim()) if dims is None else dims, reverse=True):
         x = torch.prod(x, dim, dtype=output_dtype)
     return x
 
 
-def searchsorted(
+def _searchsorted(
     rows: Tensor,
     values: Tensor | float,
     *,
@@ -148,20 +148,20 @@ def searchsorted(
     return below.sum(-1, dtype=torch.int32 if out_int32 else torch.int64)
 
 
-def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Pair:
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Pair:
     """Return the k-th smallest elements of a dimension, and their places."""
     return _at(*x.topk(k, dim, largest=False, sorted=True), k - 1, dim, keepdim)
 
 
-def median(x: Tensor, dim: int = -1, keepdim: bool = False) -> Pair:
+def _median(x: Tensor, dim: int = -1, keepdim: bool = False) -> Pair:
     """Return the medians of a dimension, the lower ones of two, and their places."""
     middle = (x.shape[dim] - 1) // 2
     return _at(*x.sort(dim), middle, dim, keepdim)
 
 
-def median_of_all(x: Tensor) -> Tensor:
+def _median_of_all(x: Tensor) -> Tensor:
     """Return the median of all elements."""
-    return median(x.flatten())[0]
+    return _median(x.flatten())[0]
 
 
 def _at(values: Tensor, places: Tensor, at: int, dim: int, keepdim: bool) -> Pair:
@@ -170,7 +170,7 @@ def _at(values: Tensor, places: Tensor, at: int, dim: int, keepdim: bool) -> Pai
     return (values, places) if keepdim else (values.squeeze(dim), places.squeeze(dim))
 
 
-def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> Pair:
+def _mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> Pair:
     """Return the most frequent elements of a dimension, the smallest of several, and a place."""
     moved = x.movedim(dim, -1)
     counts = (moved.unsqueeze(-1) == moved.unsqueeze(-2)).sum(-1)
@@ -181,7 +181,7 @@ def mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> Pair:
     return (values, places) if keepdim else (values.squeeze(dim), places.squeeze(dim))
 
 
-def inverse(matrix: Tensor) -> Any:
+def _inverse(matrix: Tensor) -> Any:
     """Return the inverses of small square matrices.
 
     It is the elimination of Gauss and Jordan with the largest pivot of each column.
@@ -203,9 +203,9 @@ def inverse(matrix: Tensor) -> Any:
     return both[..., size:]
 
 
-def solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Any:
+def _solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Any:
     """Return the solutions of small systems of equations."""
-    inverted = inverse(matrix)
+    inverted = _inverse(matrix)
     if inverted is NotImplemented:
         return inverted
     is_vector = right.dim() == 1 or right.shape == matrix.shape[:-1]
@@ -214,7 +214,7 @@ def solve(matrix: Tensor, right: Tensor, *, left: bool = True) -> Any:
     return result.squeeze(-1) if is_vector else result
 
 
-def scatter_mean(
+def _scatter_mean(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Any:
     """Return x with means of what is scattered to each place; other reductions stay as they are.
@@ -230,7 +230,7 @@ def scatter_mean(
     return torch.where(count > 0, total / count.clamp_min(1), x)
 
 
-def avg_pool2d(
+def _avg_pool2d(
     x: Tensor,
     kernel_size: Sequence[int],
     stride: Sequence[int] = (),
@@ -247,7 +247,7 @@ def avg_pool2d(
     return means * (math.prod(kernel) / divisor_override)
 
 
-def complex_einsum(equation: str, operands: Sequence[Tensor], *, path: Any = None) -> Any:
+def _complex_einsum(equation: str, operands: Sequence[Tensor], *, path: Any = None) -> Any:
     """Return a sum of products of two complex tensors; the exporter knows it for real ones."""
     if len(operands) != 2 or not any(x.is_complex() for x in operands):
         return NotImplemented
@@ -262,7 +262,7 @@ def complex_einsum(equation: str, operands: Sequence[Tensor], *, path: Any = Non
     return torch.complex(real, imaginary)
 
 
-def embedding_bag(
+def _embedding_bag(
     weight: Tensor,
     indices: Tensor,
     offsets: Tensor,
@@ -308,7 +308,7 @@ def embedding_bag(
     return found, bag, count, bag
 
 
-def istft(
+def _istft(
     spectrum: Tensor,
     n_fft: int,
     hop_length: int | None = None,
@@ -364,7 +364,7 @@ def _overlapped(frames: Tensor, hop: int) -> Tensor:
     return torch.stack(moved).sum(0).flatten(1)
 
 
-def rrelu(
+def _rrelu(
     x: Tensor,
     noise: Tensor,
     lower: float = 0.125,
@@ -378,71 +378,71 @@ def rrelu(
     return torch.where(x >= 0, x, x * ((lower + upper) / 2)), noise
 
 
-def fftfreq(n: int, d: float = 1.0, **options: Any) -> Tensor:
+def _fftfreq(n: int, d: float = 1.0, **options: Any) -> Tensor:
     """Return the frequencies (n,) of a Fourier transform of n samples that are d apart."""
     numbers = torch.cat([torch.arange((n + 1) // 2), torch.arange(-(n // 2), 0)])
     return (numbers / (n * d)).to(options.get("dtype") or torch.get_default_dtype())
 
 
-def rfftfreq(n: int, d: float = 1.0, **options: Any) -> Tensor:
+def _rfftfreq(n: int, d: float = 1.0, **options: Any) -> Tensor:
     """Return the frequencies (n // 2 + 1,) of a transform of n real samples."""
     numbers = torch.arange(n // 2 + 1)
     return (numbers / (n * d)).to(options.get("dtype") or torch.get_default_dtype())
 
 
-def hypot(x: Tensor, y: Tensor) -> Tensor:
+def _hypot(x: Tensor, y: Tensor) -> Tensor:
     """Return the square root of x^2 + y^2."""
     return (x.square() + y.square()).sqrt()
 
 
-def fmax(x: Tensor, y: Tensor) -> Tensor:
+def _fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger elements of both; NaN gives way to a number."""
     return torch.where(x.isnan(), y, torch.where(y.isnan(), x, torch.maximum(x, y)))
 
 
-def fmin(x: Tensor, y: Tensor) -> Tensor:
+def _fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller elements of both; NaN gives way to a number."""
-    return -fmax(-x, -y)
+    return -_fmax(-x, -y)
 
 
-def signbit(x: Tensor) -> Tensor:
+def _signbit(x: Tensor) -> Tensor:
     """Return True for elements below 0, and for -0."""
     return (x < 0) | ((x == 0) & (1 / x < 0))
 
 
 WITHOUT_TRANSLATION: Mapping[str, Callable[..., Any]] = {
-    "aten.adaptive_max_pool2d.default": adaptive_max_pool,
-    "aten.adaptive_max_pool3d.default": adaptive_max_pool,
-    "aten._adaptive_avg_pool3d.default": adaptive_avg_pool,
-    "aten._cdist_forward.default": cdist,
-    "aten._pdist_forward.default": pdist,
-    "aten.cummax.default": cummax,
-    "aten.cummin.default": cummin,
-    "aten.searchsorted.Tensor": searchsorted,
-    "aten.searchsorted.Scalar": searchsorted,
-    "aten.kthvalue.default": kthvalue,
-    "aten.median.dim": median,
-    "aten.median.default": median_of_all,
-    "aten.mode.default": mode,
-    "aten.fft_fftfreq.default": fftfreq,
-    "aten.fft_rfftfreq.default": rfftfreq,
-    "aten.rrelu_with_noise_functional.default": rrelu,
-    "prims.fmax.default": fmax,
-    "prims.fmin.default": fmin,
-    "prims.prod.default": prod,
-    "prims.hypot.default": hypot,
-    "prims.signbit.default": signbit,
+    "aten.adaptive_max_pool2d.default": _adaptive_max_pool,
+    "aten.adaptive_max_pool3d.default": _adaptive_max_pool,
+    "aten._adaptive_avg_pool3d.default": _adaptive_avg_pool,
+    "aten._cdist_forward.default": _cdist,
+    "aten._pdist_forward.default": _pdist,
+    "aten.cummax.default": _cummax,
+    "aten.cummin.default": _cummin,
+    "aten.searchsorted.Tensor": _searchsorted,
+    "aten.searchsorted.Scalar": _searchsorted,
+    "aten.kthvalue.default": _kthvalue,
+    "aten.median.dim": _median,
+    "aten.median.default": _median_of_all,
+    "aten.mode.default": _mode,
+    "aten.fft_fftfreq.default": _fftfreq,
+    "aten.fft_rfftfreq.default": _rfftfreq,
+    "aten.rrelu_with_noise_functional.default": _rrelu,
+    "prims.fmax.default": _fmax,
+    "prims.fmin.default": _fmin,
+    "prims.prod.default": _prod,
+    "prims.hypot.default": _hypot,
+    "prims.signbit.default": _signbit,
 }
 BEFORE_TRANSLATION: Mapping[str, Callable[..., Any]] = {
-    "aten.avg_pool2d.default": avg_pool2d,
-    "aten.einsum.default": complex_einsum,
-    "aten.embedding_bag.default": embedding_bag,
-    "aten.embedding_bag.padding_idx": embedding_bag,
-    "aten.istft.default": istft,
-    "aten.scatter_reduce.two": scatter_mean,
-    "aten.inverse.default": inverse,
-    "aten.linalg_inv.default": inverse,
-    "aten.linalg_solve.default": solve,
+    "aten.avg_pool2d.default": _avg_pool2d,
+    "aten.einsum.default": _complex_einsum,
+    "aten.embedding_bag.default": _embedding_bag,
+    "aten.embedding_bag.padding_idx": _embedding_bag,
+    "aten.istft.default": _istft,
+    "aten.scatter_reduce.two": _scatter_mean,
+    "aten.inverse.default": _inverse,
+    "aten.linalg_inv.default": _inverse,
+    "aten.linalg_solve.default": _solve,
 }
 
 
@@ -474,6 +474,12 @@ def translatable(program: torch.export.ExportedProgram) -> torch.export.Exported
 
     For these it would not ask for another function: it translates them wrongly, or takes PyTorch's
     own function, whose parts it does not know.
+
+    Args:
+        program: of a model; it is not changed.
+
+    Returns:
+        A program that computes the same; `program` itself where there is nothing to do.
     """
     table = _table(BEFORE_TRANSLATION)
     if not any(node.target in table for node in program.graph.nodes):

@@ -37,112 +37,112 @@ UNKNOWN = torch.tensor([1.0, float("nan"), float("nan"), -2.0])
 MATRIX = values(2, 5, 5) + 3 * torch.eye(5)
 CALLS: dict[str, tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]] = {
     "pool 2d": (
-        missing.adaptive_max_pool,
+        missing._adaptive_max_pool,
         aten.adaptive_max_pool2d,
         (steps(2, 3, 13, 7), (5, 3)),
         {},
     ),
     "pool 3d": (
-        missing.adaptive_max_pool,
+        missing._adaptive_max_pool,
         aten.adaptive_max_pool3d,
         (steps(3, 5, 7, 6), (3, 2, 4)),
         {},
     ),
-    "larger": (missing.adaptive_max_pool, aten.adaptive_max_pool2d, (values(1, 3, 3), (4, 7)), {}),
+    "larger": (missing._adaptive_max_pool, aten.adaptive_max_pool2d, (values(1, 3, 3), (4, 7)), {}),
     "means 3d": (
-        missing.adaptive_avg_pool,
+        missing._adaptive_avg_pool,
         aten._adaptive_avg_pool3d,
         (values(3, 5, 7, 6), (3, 2, 4)),
         {},
     ),
-    "frequencies": (missing.fftfreq, torch.fft.fftfreq, (7, 0.5), {}),
-    "even frequencies": (missing.fftfreq, torch.fft.fftfreq, (6,), {"dtype": torch.float32}),
-    "real frequencies": (missing.rfftfreq, torch.fft.rfftfreq, (7, 0.5), {}),
+    "frequencies": (missing._fftfreq, torch.fft.fftfreq, (7, 0.5), {}),
+    "even frequencies": (missing._fftfreq, torch.fft.fftfreq, (6,), {"dtype": torch.float32}),
+    "real frequencies": (missing._rfftfreq, torch.fft.rfftfreq, (7, 0.5), {}),
     "cdist": (
-        missing.cdist,
+        missing._cdist,
         aten._cdist_forward,
         (values(2, 5, 4), values(2, 6, 4), 2.0, None),
         {},
     ),
-    "cdist 1": (missing.cdist, aten._cdist_forward, (values(5, 4), values(6, 4), 1.0, None), {}),
-    "cdist 0": (missing.cdist, aten._cdist_forward, (steps(5, 4), steps(6, 4), 0.0, None), {}),
+    "cdist 1": (missing._cdist, aten._cdist_forward, (values(5, 4), values(6, 4), 1.0, None), {}),
+    "cdist 0": (missing._cdist, aten._cdist_forward, (steps(5, 4), steps(6, 4), 0.0, None), {}),
     "cdist inf": (
-        missing.cdist,
+        missing._cdist,
         aten._cdist_forward,
         (values(5, 4), values(6, 4), float("inf"), None),
         {},
     ),
     "many rows": (
-        missing.cdist,
+        missing._cdist,
         aten._cdist_forward,
         (values(40, 4), values(30, 4, seed=1), 2.0, None),
         {},
     ),
-    "pdist": (missing.pdist, aten._pdist_forward, (values(6, 4),), {}),
-    "cummax": (missing.cummax, aten.cummax, (steps(3, 11, 2), 1), {}),
-    "cummin": (missing.cummin, aten.cummin, (steps(3, 11, 2), -2), {}),
-    "one": (missing.cummax, aten.cummax, (values(3, 1), 1), {}),
-    "below": (missing.searchsorted, aten.searchsorted.Tensor, (SORTED, SORTED[:, ::2]), {}),
+    "pdist": (missing._pdist, aten._pdist_forward, (values(6, 4),), {}),
+    "cummax": (missing._cummax, aten.cummax, (steps(3, 11, 2), 1), {}),
+    "cummin": (missing._cummin, aten.cummin, (steps(3, 11, 2), -2), {}),
+    "one": (missing._cummax, aten.cummax, (values(3, 1), 1), {}),
+    "below": (missing._searchsorted, aten.searchsorted.Tensor, (SORTED, SORTED[:, ::2]), {}),
     "not above": (
-        missing.searchsorted,
+        missing._searchsorted,
         aten.searchsorted.Tensor,
         (SORTED[0], SORTED[:2, ::2]),
         {"right": True, "out_int32": True},
     ),
     "one value": (
-        missing.searchsorted,
+        missing._searchsorted,
         aten.searchsorted.Scalar,
         (SORTED[0], 0.1),
         {"side": "right"},
     ),
     "sorter": (
-        missing.searchsorted,
+        missing._searchsorted,
         aten.searchsorted.Tensor,
         (SORTED.flip(-1), values(3, 2)),
         {"sorter": torch.arange(7).flip(0).expand(3, 7)},
     ),
-    "kthvalue": (missing.kthvalue, aten.kthvalue, (values(3, 7, 2), 3, 1, True), {}),
-    "median": (missing.median, aten.median.dim, (values(3, 8, 2), 1), {}),
-    "median of all": (missing.median_of_all, aten.median, (values(3, 8),), {}),
-    "mode": (missing.mode, aten.mode, (steps(4, 9),), {"keepdim": True}),
-    "inverse": (missing.inverse, aten.linalg_inv, (MATRIX,), {}),
-    "pivots": (missing.inverse, aten.inverse, (torch.eye(4).flip(0) + 0.0,), {}),
-    "solve": (missing.solve, aten.linalg_solve, (MATRIX, values(2, 5, 3)), {}),
-    "solve a vector": (missing.solve, aten.linalg_solve, (MATRIX, values(2, 5)), {}),
+    "kthvalue": (missing._kthvalue, aten.kthvalue, (values(3, 7, 2), 3, 1, True), {}),
+    "median": (missing._median, aten.median.dim, (values(3, 8, 2), 1), {}),
+    "median of all": (missing._median_of_all, aten.median, (values(3, 8),), {}),
+    "mode": (missing._mode, aten.mode, (steps(4, 9),), {"keepdim": True}),
+    "inverse": (missing._inverse, aten.linalg_inv, (MATRIX,), {}),
+    "pivots": (missing._inverse, aten.inverse, (torch.eye(4).flip(0) + 0.0,), {}),
+    "solve": (missing._solve, aten.linalg_solve, (MATRIX, values(2, 5, 3)), {}),
+    "solve a vector": (missing._solve, aten.linalg_solve, (MATRIX, values(2, 5)), {}),
     "from the right": (
-        missing.solve,
+        missing._solve,
         aten.linalg_solve,
         (MATRIX, values(2, 3, 5)),
         {"left": False},
     ),
     "mean": (
-        missing.scatter_mean,
+        missing._scatter_mean,
         aten.scatter_reduce.two,
         (values(4, 3), 0, torch.tensor([[0, 2, 1], [0, 1, 1]]), values(2, 3), "mean"),
         {},
     ),
     "mean without self": (
-        missing.scatter_mean,
+        missing._scatter_mean,
         aten.scatter_reduce.two,
         (values(4, 3), 0, torch.tensor([[0, 2, 1], [0, 1, 1]]), values(2, 3), "mean"),
         {"include_self": False},
     ),
     "divisor": (
-        missing.avg_pool2d,
+        missing._avg_pool2d,
         aten.avg_pool2d,
         (values(1, 2, 8, 8), (3, 2), (2, 2), (1, 1), False, True, 5),
         {},
     ),
     "one size": (
-        missing.avg_pool2d,
+        missing._avg_pool2d,
         aten.avg_pool2d,
         (values(2, 8, 8), (2,), (), (0,), False, False, 3),
         {},
     ),
-    "fmax": (missing.fmax, torch.fmax, (UNKNOWN, UNKNOWN.roll(1)), {}),
-    "fmin": (missing.fmin, torch.fmin, (UNKNOWN, UNKNOWN.roll(2)), {}),
-    "hypot": (missing.hypot, torch.hypot, (values(5), values(5, seed=1)), {}),
-    "signbit": (missing.signbit, torch.signbit, (torch.tensor([-1.0, -0.0, 0.0, 2.0]),), {}),
+    "fmax": (missing._fmax, torch.fmax, (UNKNOWN, UNKNOWN.roll(1)), {}),
+    "fmin": (missing._fmin, torch.fmin, (UNKNOWN, UNKNOWN.roll(2)), {}),
+    "hypot": (missing._hypot, torch.hypot, (values(5), values(5, seed=1)), {}),
+    "signbit": (missing._signbit, torch.signbit, (torch.tensor([-1.0, -0.0, 0.0, 2.0]),), {}),
 }
 
 
@@ -171,8 +171,8 @@ def test_complex_tensors_are_multiplied_by_parts(which: tuple[bool, bool]) -> No
     ]
     both = [x.to(torch.cfloat) for x in pair]
     expected = torch.einsum("bix,iox->box", *both)
-    torch.testing.assert_close(missing.complex_einsum("bix,iox->box", pair), expected)
-    assert missing.complex_einsum("bix,iox->box", [x.real for x in both]) is NotImplemented
+    torch.testing.assert_close(missing._complex_einsum("bix,iox->box", pair), expected)
+    assert missing._complex_einsum("bix,iox->box", [x.real for x in both]) is NotImplemented
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_bags_are_those_of_pytorch(options: dict[str, Any]) -> None:
         offsets = torch.tensor([0, 2, 2, 5, 6])
     expected = F.embedding_bag(ids, table, offsets, **options)
     mode = ("sum", "mean", "max").index(options["mode"])
-    found = missing.embedding_bag(
+    found = missing._embedding_bag(
         table,
         ids,
         offsets,
@@ -220,29 +220,29 @@ def test_signals_are_those_of_their_spectra(options: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a signal that is shorter than its length
         expected = torch.istft(spectrum, 16, **options)
-    torch.testing.assert_close(missing.istft(spectrum, 16, **options), expected)
-    torch.testing.assert_close(missing.istft(spectrum[0], 16, **options), expected[0])
-    assert missing.istft(spectrum, 16, onesided=False) is NotImplemented
+    torch.testing.assert_close(missing._istft(spectrum, 16, **options), expected)
+    torch.testing.assert_close(missing._istft(spectrum[0], 16, **options), expected[0])
+    assert missing._istft(spectrum, 16, onesided=False) is NotImplemented
 
 
 def test_rrelu_has_its_mean_slope() -> None:
     x = values(9)
-    torch.testing.assert_close(missing.rrelu(x, x, 0.1, 0.3, False)[0], F.rrelu(x, 0.1, 0.3))
-    assert missing.rrelu(x, x, 0.1, 0.3, True) is NotImplemented
+    torch.testing.assert_close(missing._rrelu(x, x, 0.1, 0.3, False)[0], F.rrelu(x, 0.1, 0.3))
+    assert missing._rrelu(x, x, 0.1, 0.3, True) is NotImplemented
 
 
 def test_what_is_not_meant_stays_as_it_is() -> None:
-    assert missing.inverse(torch.eye(17)) is NotImplemented
-    assert missing.solve(torch.eye(17), torch.ones(17)) is NotImplemented
+    assert missing._inverse(torch.eye(17)) is NotImplemented
+    assert missing._solve(torch.eye(17), torch.ones(17)) is NotImplemented
     x, index = torch.zeros(3), torch.tensor([0, 1])
-    assert missing.scatter_mean(x, 0, index, x[:2], "amax") is NotImplemented
-    assert missing.avg_pool2d(x.view(1, 1, 3), [2]) is NotImplemented
+    assert missing._scatter_mean(x, 0, index, x[:2], "amax") is NotImplemented
+    assert missing._avg_pool2d(x.view(1, 1, 3), [2]) is NotImplemented
 
 
 def test_all_operators_are_there() -> None:
     functions = {**WITHOUT_TRANSLATION, **BEFORE_TRANSLATION}
     assert len(_table(functions)) == len(functions)
-    assert _table({"aten.not_there.default": missing.hypot}) == {}
+    assert _table({"aten.not_there.default": missing._hypot}) == {}
 
 
 def test_a_program_without_them_is_left_alone() -> None:
