@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.model.plain.operands import Names, Reader, constant_of, place_of
 from autocompress.model.plain.recurrent import SplitRecurrent
+from autocompress.model.plain.transposed import SplitTransposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +201,35 @@ def _convolution(read: Reader) -> Operator:
     )
 
 
+def _transposed(read: Reader) -> Operator:
+    axes = 1 if "transpose1d" in str(read.node.target) else 2
+    weight = _weight(read, "weight", (axes + 2,))
+    numbers = {}
+    for name in ("stride", "padding", "output_padding", "dilation"):
+        value = tuple(read[name]) * (axes if len(read[name]) == 1 else 1)
+        if not all(isinstance(part, int) for part in value):
+            raise _NotPlain  # a size of the output that depends on an input
+        numbers[name] = value
+    groups, outputs = read["groups"], weight.shape[1] * read["groups"]
+    bias = _bias(read, "bias", outputs)
+    kind: Any = nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d
+    source: Any = kind(
+        weight.shape[0],
+        outputs,
+        tuple(weight.shape[2:]),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+        **numbers,
+    )
+    try:
+        module = SplitTransposed(_holding(source, weight, bias))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise _NotPlain from error
+    key = _key(read, "transposed", "weight", "bias", *numbers, "groups")
+    return Operator(module, (read["input"],), read.owner("weight"), key)
+
+
 def _embedding(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
@@ -300,6 +330,8 @@ MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.conv1d.padding": _convolution,
     "aten.conv2d.default": _convolution,
     "aten.conv2d.padding": _convolution,
+    "aten.conv_transpose1d.default": _transposed,
+    "aten.conv_transpose2d.input": _transposed,
     "aten.embedding.default": _embedding,
     "aten.batch_norm.default": _batch_norm,
     "aten.layer_norm.default": _layer_norm,

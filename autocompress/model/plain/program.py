@@ -26,6 +26,8 @@ COVERED: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
     nn.Embedding,
     nn.MultiheadAttention,
     nn.LSTM,
