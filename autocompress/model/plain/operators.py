@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -293,7 +294,7 @@ def _layer_norm(read: Reader) -> Operator:
 
 
 def _recurrent(read: Reader) -> Operator:
-    mode = "LSTM" if "lstm" in str(read.node.target) else "GRU"
+    mode, kind = LAYERS[str(read.node.target).split(".")[1]]  # aten.NAME.input
     states, nodes = read["hx"], read["params"]
     values = [constant_of(read.module, node) for node in nodes]
     if any(value is None for value in values) or read["train"]:
@@ -308,7 +309,6 @@ def _recurrent(read: Reader) -> Operator:
         "batch_first": read["batch_first"],
         "bidirectional": read["bidirectional"],
     }
-    kind = nn.LSTM if mode == "LSTM" else nn.GRU
     source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
     for name, value in zip(source._flat_weights_names, values, strict=True):
         assert value is not None
@@ -321,6 +321,12 @@ def _recurrent(read: Reader) -> Operator:
     return Operator(SplitRecurrent(source), inputs_and_state, name, key, nested=mode == "LSTM")
 
 
+LAYERS: dict[str, tuple[str, Callable[..., nn.RNNBase]]] = {
+    "lstm": ("LSTM", nn.LSTM),
+    "gru": ("GRU", nn.GRU),
+    "rnn_tanh": ("RNN_TANH", nn.RNN),
+    "rnn_relu": ("RNN_RELU", partial(nn.RNN, nonlinearity="relu")),
+}
 MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.linear.default": _linear,
     "aten.addmm.default": _addmm,
@@ -335,6 +341,5 @@ MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.embedding.default": _embedding,
     "aten.batch_norm.default": _batch_norm,
     "aten.layer_norm.default": _layer_norm,
-    "aten.lstm.input": _recurrent,
-    "aten.gru.input": _recurrent,
+    **{f"aten.{operator}.input": _recurrent for operator in LAYERS},
 }

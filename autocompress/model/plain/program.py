@@ -32,6 +32,7 @@ COVERED: tuple[type[nn.Module], ...] = (
     nn.MultiheadAttention,
     nn.LSTM,
     nn.GRU,
+    nn.RNN,
     nn.modules.batchnorm._BatchNorm,
     nn.LayerNorm,
 )

@@ -21,9 +21,9 @@ from autocompress.task.copies import copied
 def split_modules(model: nn.Module) -> nn.Module:
     """Return a copy of a model with its fused modules split, in eval mode.
 
-    `SplitAttention` replaces nn.MultiheadAttention, `SplitRecurrent` replaces nn.LSTM and nn.GRU,
-    `SplitTransposed` replaces nn.ConvTranspose1d and nn.ConvTranspose2d. A module that these do not
-    cover stays.
+    `SplitAttention` replaces nn.MultiheadAttention, `SplitRecurrent` replaces nn.LSTM, nn.GRU
+    and nn.RNN, `SplitTransposed` replaces nn.ConvTranspose1d and nn.ConvTranspose2d. A module that
+    these do not cover stays.
 
     Args:
         model: any module; it is not changed.
