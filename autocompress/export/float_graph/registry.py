@@ -1,4 +1,4 @@
-"""Complete the exporter's table of operators, and keep it between exports.
+"""Repair and complete the exporter's table of operators, and keep it between exports.
 
 PyTorch 2.13 has no translation of nn.RNN. It reads the source of its 500 translations in each call
 of `torch.onnx.export`, which takes 0.7 s of the processor, as long as the rest of the export of a
@@ -15,25 +15,40 @@ from typing import Any
 from unittest import mock
 
 import torch
+from onnx import TensorProto
 from onnxscript import opset21 as op
+
+# Other names of operators. The exporter brings the operands of an operator to one type under its
+# first name alone: a quotient of integers under another name would be rounded. Without a
+# translation, a program takes the first name.
+OTHER_NAMES = (
+    *("divide", "greater", "greater_equal", "less", "less_equal", "multiply"),
+    *("special_erf", "special_erfc", "special_expm1", "subtract", "true_divide"),
+)
+
 
 @cache
 def _built(opset_version: int, has_torchvision: bool) -> Any:
     """Return the table for an operator set, which nobody changes.
 
-    It holds the operators of torchvision only if that was imported before.
+    It translates no other names of operators, and has the operators of torchvision only if that
+    was imported before.
     """
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    return ONNXRegistry.from_torchlib(opset_version=opset_version)
+    table = ONNXRegistry.from_torchlib(opset_version=opset_version)
+    for target in list(table.functions):
+        if str(target).removeprefix("aten::").split(".")[0] in OTHER_NAMES:
+            del table.functions[target]
+    return table
 
 
 @contextlib.contextmanager
 def kept_registry(opset_version: int) -> Iterator[None]:
-    """Let exports within the context take the table that the first of them built.
+    """Let exports within the context take the repaired table that the first of them built.
 
     PyTorch offers no public way to pass a table. Where its private one has moved, each export
-    builds its own again.
+    builds its own again, as PyTorch does.
 
     Args:
         opset_version: of the exports.
@@ -146,8 +161,23 @@ def _relu_layers(
     return _layers("Relu", input, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
 
+def _subtracted_from(self: Any, other: Any, alpha: Any = 1) -> Any:
+    """Write other - alpha * self.
+
+    Without a translation it becomes a difference whose first operand is a number, which the
+    exporter cannot bring to one type with a tensor of integers.
+    """
+    floating = self.dtype.is_floating_point()
+    if isinstance(other, float) and not floating:
+        self, floating = op.Cast(self, to=TensorProto.FLOAT), True
+    if floating:
+        other, alpha = float(other), float(alpha)
+    return op.Sub(other, self if alpha == 1 else op.Mul(self, alpha))
+
+
 # Translations that PyTorch lacks, for its exporter.
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten.rnn_tanh.input: _tanh_layers,
     torch.ops.aten.rnn_relu.input: _relu_layers,
+    torch.ops.aten.rsub.Scalar: _subtracted_from,
 }
