@@ -25,7 +25,8 @@ from autocompress.model.channel_group import ChannelGroup
 from autocompress.model.known_structures import attention_groups, expert_groups, inner_groups
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.split import with_others
-from autocompress.model.stand_ins import StandIn, with_layers
+from autocompress.model.plain.transposed import SplitTransposed
+from autocompress.model.stand_ins import StandIn, with_layers, with_products
 from autocompress.model.traced_groups import Unfollowed, group_alone, traced_group
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.copies import copied
@@ -50,26 +51,32 @@ def find_channel_groups(
     """
     model = copied(model, None, shares_weights=True)
     layers: dict[str, SplitRecurrent] = {}
+    transposed: dict[str, SplitTransposed] = {}
     for name, module in model.named_modules():
         if isinstance(module, SplitRecurrent):
             layers[name] = module
+        elif isinstance(module, SplitTransposed) and name:
+            transposed[name] = module
     plain = []
     for name in names:
         embeds = isinstance(model.get_submodule(name), nn.Embedding)
-        if name.rpartition(".")[0] not in layers and not embeds:
-            plain.append(name)
+        holder = name.rpartition(".")[0]
+        if holder not in layers and not embeds:
+            plain.append(holder if holder in transposed else name)
     groups = attention_groups(model, plain)
     for name, layer in layers.items():
         groups += inner_groups(name, layer)
     mixtures = expert_groups(model, plain)
     stand_ins = {name: StandIn(layer) for name, layer in layers.items() if name}
     plain += [f"{name}.linear" for name in stand_ins]
-    model = with_others(model, stand_ins)
+    whole = {name: layer.whole() for name, layer in transposed.items()}
+    model = with_others(model, {**stand_ins, **whole})
     done = {member.name for group in groups for member in group.members if member.side == "out"}
     done |= {group.name for group in mixtures}
     groups += _traced_groups(model, example_inputs, plain, done, layers)
     order = {name: i for i, name in enumerate(names)}
-    ordered = sorted((*groups, *mixtures), key=lambda group: order.get(group.name, len(order)))
+    found = [with_products(group, transposed) for group in (*groups, *mixtures)]
+    ordered = sorted(found, key=lambda group: order.get(group.name, len(order)))
     return tuple(ordered)
 
 

@@ -23,7 +23,7 @@ SHARED_ATTRIBUTES = (
     *("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
     *("n_kv_head", "num_query_groups"),
 )
-GATES = {"LSTM": 4, "GRU": 3}
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 def head_count(module: nn.Module, attributes: Sequence[str] = HEAD_ATTRIBUTES) -> int | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ def count_positions(
         if isinstance(module, SplitRecurrent):
             handles.append(module.register_forward_hook(record_gates(name)))
     try:
-        by_operator = _count_macs(model, example_inputs)
+        recurrent = [n for n, m in model.named_modules() if isinstance(m, SplitRecurrent)]
+        by_operator = _count_macs(model, example_inputs, recurrent)
         if by_operator is None:
             positions.clear()
             with torch.no_grad():
@@ -71,12 +73,18 @@ def count_positions(
         if isinstance(gates, GateWeights):
             steps += gates.weight.numel() * count
     if steps:
-        by_operator["recurrent"] = steps  # the counter does not know these
+        by_operator["recurrent"] = steps
     return positions, by_operator
 
 
-def _count_macs(model: nn.Module, example_inputs: Inputs) -> dict[str, int] | None:
-    """Return MACs by operator; None if the counter cannot follow the model (torch.cond, loops)."""
+def _count_macs(
+    model: nn.Module, example_inputs: Inputs, recurrent: Sequence[str]
+) -> dict[str, int] | None:
+    """Return MACs by operator, without those inside of recurrent layers.
+
+    The counter sees the products of some kinds of them. None if it cannot follow the model
+    (torch.cond, loops).
+    """
     try:
         # The math backend shows attention's two products to the counter; the fused ones hide them.
         backend, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
@@ -85,5 +93,10 @@ def _count_macs(model: nn.Module, example_inputs: Inputs) -> dict[str, int] | No
     except Exception:
         torch._dynamo.reset()  # code that was compiled under the counter does not run without it
         return None
-    counts = counter.get_flop_counts().get("Global", {})
-    return {str(op).replace("aten.", ""): flops // 2 for op, flops in counts.items()}
+    counts = counter.get_flop_counts()
+    flops = dict(counts.get("Global", {}))
+    for name in recurrent:
+        path = ".".join(part for part in (type(model).__name__, name) if part)
+        for op, inside in counts.get(path, {}).items():
+            flops[op] -= inside
+    return {str(op).replace("aten.", ""): count // 2 for op, count in flops.items() if count}

@@ -38,7 +38,8 @@ class CompressibleModule:
 
     Attributes:
         name: qualified name in the plain model (fused modules are split).
-        kind: "linear", "conv", "embedding" or "recurrent" (one weight matrix of an LSTM or GRU).
+        kind: "linear", "conv", "embedding" or "recurrent" (one weight matrix of an LSTM, GRU
+            or RNN).
         weight_shape: (out, in), (out, in / groups, *kernel), (rows, width) or (gates * hidden, in).
         has_bias: True if it has a bias.
         macs: multiply-accumulates in one call of the model on the example.
@@ -173,8 +174,8 @@ def find_modules(
 ) -> ModuleMap:
     """Return the compressible modules of a model.
 
-    They are every Linear, Conv1d, Conv2d, Embedding, MultiheadAttention projection and LSTM or GRU
-    weight that runs on the example.
+    They are every Linear, Conv1d, Conv2d, Embedding, MultiheadAttention projection, product of a
+    ConvTranspose1d or ConvTranspose2d, and LSTM, GRU or RNN weight that runs on the example.
 
     Args:
         model: any module; it is not changed.
@@ -200,8 +201,8 @@ def find_modules(
     positions, macs = count_positions(model, example_inputs, names)
     if not positions:
         raise TaskError(
-            "model: no Linear, Conv1d, Conv2d, Embedding, MultiheadAttention, LSTM or GRU "
-            "runs on example_inputs"
+            "model: no Linear, Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Embedding, "
+            "MultiheadAttention, LSTM, GRU or RNN runs on example_inputs"
         )
     order = list(positions)
     owners = _weight_owners(model, order)

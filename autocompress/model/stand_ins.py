@@ -1,19 +1,22 @@
-"""Put linear stand-ins in the place of recurrent layers, which the tracer cannot follow.
+"""Put stand-ins in the place of split layers, which the tracer cannot follow.
 
-`dependency_graph` traces a model with stand-ins, and then translates the groups that it got back to
-the gates of the recurrent layers.
+They are linear maps for recurrent layers, and whole transposed convolutions. `dependency_graph`
+traces a model with stand-ins, and then translates the groups that it got back to the split layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from autocompress.model.channel_group import ChannelGroup, Member, all_of
 from autocompress.model.known_structures import gate_members, input_members, weight_shape
 from autocompress.model.plain.recurrent import SplitRecurrent
+from autocompress.model.plain.transposed import SplitTransposed
 
 
 class StandIn(nn.Module):
@@ -77,3 +80,33 @@ def with_layers(group: ChannelGroup, layers: Mapping[str, SplitRecurrent]) -> Ch
             root = m.root % channels if group.name in stand_ins else m.root
             members += input_members(stand_ins[m.name], layer, 0, m.index, root)
     return ChannelGroup(name, kind, channels, group.unit_size, tuple(members), reason)
+
+
+def with_products(group: ChannelGroup, layers: Mapping[str, SplitTransposed]) -> ChannelGroup:
+    """Return a group with the products of transposed convolutions in the place of the whole ones.
+
+    A channel of one has as many rows in its product as the kernel has values, and perhaps a bias.
+
+    Args:
+        group: of a model with whole transposed convolutions.
+        layers: the split ones by name.
+
+    Returns:
+        The group itself if it holds none of them.
+    """
+    members: list[Member] = []
+    for m in group.members:
+        layer = layers.get(m.name)
+        if layer is None:
+            members.append(m)
+            continue
+        product = f"{m.name}.product"
+        if m.side != "out":
+            members.append(replace(m, name=product))
+            continue
+        rows = (m.index[:, None] * layer.taps + all_of(layer.taps)).reshape(-1)
+        members.append(Member(product, "out", rows, np.repeat(m.root, layer.taps)))
+        if layer.bias is not None:
+            members.append(Member(m.name, "channel", m.index, m.root))
+    name = f"{group.name}.product" if group.name in layers else group.name
+    return replace(group, name=name, members=tuple(members))

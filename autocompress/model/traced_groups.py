@@ -16,12 +16,10 @@ from torch import nn
 from autocompress.model.channel_group import ChannelGroup, Member, all_of
 from autocompress.model.known_structures import HEAD_ATTRIBUTES, head_count, weight_shape
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 COVERED = (
     nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
+    *CONVOLUTIONS,
     nn.modules.batchnorm._BatchNorm,
 )
 ATTENTION_NODES = ("Attention", "Softmax", "Bmm")  # in the names of torch-pruning's nodes
@@ -69,7 +67,7 @@ def group_alone(model: nn.Module, name: str, reason: str) -> ChannelGroup:
         The group.
     """
     module = model.get_submodule(name)
-    index = all_of(weight_shape(module)[0])
+    index = all_of(_width(module, "out") or weight_shape(module)[0])
     kind = "neurons" if isinstance(module, nn.Linear) else "filters"
     return ChannelGroup(name, kind, len(index), 1, (Member(name, "out", index, index),), reason)
 
@@ -119,7 +117,7 @@ def _group(
         index = sorted(owner)
         members.append(Member(member, side, np.array(index), np.array([owner[i] for i in index])))
     unit = 1
-    kind = "filters" if isinstance(module, (nn.Conv1d, nn.Conv2d)) else "neurons"
+    kind = "filters" if isinstance(module, CONVOLUTIONS) else "neurons"
     if attends:
         kind = "heads"
         heads = _heads_above(model, name)

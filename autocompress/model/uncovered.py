@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from autocompress.model.plain.transposed import SplitTransposed
+
 PRODUCTS = ("bmm", "baddbmm")  # of two activations, as in attention
 
 
@@ -58,6 +60,8 @@ def find_uncovered(
             what = type(module).__name__
             if type(module) is nn.Module:
                 what = "read by a branch, a loop or another operator"
+            elif isinstance(module, SplitTransposed):
+                what = "bias of a transposed convolution"
             rest.append(Uncovered(name or "(model)", what, count / total, 0.0))
     if rest_macs > 0:
         operators = [operator for operator in macs if operator in PRODUCTS] or list(macs)

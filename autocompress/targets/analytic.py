@@ -31,7 +31,7 @@ BYTES = {
     "int16": 2,
 }
 PRODUCTS = ("MatMul", "Gemm", "Attention")  # stems of operators that multiply matrices
-RECURRENT = ("LSTM", "GRU")
+RECURRENT = ("LSTM", "GRU", "RNN")
 INTEGERS = ("int8", "uint8", "int4", "uint4")
 FLOATS = ("float", "float16", "bfloat16", "double")
 # Operators that give a tensor another shape or name; a compiler removes them.

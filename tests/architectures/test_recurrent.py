@@ -1,4 +1,4 @@
-"""LSTM and GRU classifiers: hidden units go from all gates at once."""
+"""LSTM, GRU and RNN classifiers: hidden units go from all gates at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Reader(nn.Module):
 
 
 @pytest.fixture(
-    scope="module", params=[(nn.LSTM, 1, False), (nn.LSTM, 2, True), (nn.GRU, 2, False)]
+    scope="module",
+    params=[(nn.LSTM, 1, False), (nn.LSTM, 2, True), (nn.GRU, 2, False), (nn.RNN, 2, True)],
 )
 def fixture(request: pytest.FixtureRequest) -> Fixture:
     return fixture_of(lambda: Reader(*request.param), tokens())
@@ -46,7 +47,7 @@ class TestRecurrent(FamilyContract):
 
     def test_the_operator_itself_gets_narrow(self, fixture: Fixture) -> None:
         proto = fixture.build(fixture.uniform(pruning_ratio=0.5))
-        layers = [node for node in proto.graph.node if node.op_type in ("LSTM", "GRU")]
+        layers = [node for node in proto.graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
         assert layers
         for node in layers:
             assert next(a.i for a in node.attribute if a.name == "hidden_size") == 5

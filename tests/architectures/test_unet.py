@@ -42,7 +42,10 @@ def fixture() -> Fixture:
 
 class TestUnet(FamilyContract):
     prunable: ClassVar = dict.fromkeys(
-        [f"{part}.{i}" for part in ("down1", "down2", "bottom", "up2", "up1") for i in (0, 3)],
+        [
+            *[f"{part}.{i}" for part in ("down1", "down2", "bottom", "up2", "up1") for i in (0, 3)],
+            "raise2.product",
+        ],
         "filters",
     )
     refused: ClassVar = {"head": "its channels are the model's output"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ def test_attention_is_split_and_pruned_as_heads() -> None:
     assert found["encoder.linear1"].role == "mlp"
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")])
 @pytest.mark.parametrize(
     "options",
     [
@@ -80,20 +81,22 @@ def test_split_recurrent_layers_compute_the_same(kind, options) -> None:
     assert len(names) == 2 * count * options.get("num_layers", 1)
 
 
-def test_recurrent_weights_are_modules_with_their_work() -> None:
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_weights_are_modules_with_their_work(kind: type[nn.RNNBase], gates: int) -> None:
     class Reader(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm, self.out = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, 2)
+            self.rnn, self.out = kind(6, 5, batch_first=True), nn.Linear(5, 2)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.out(self.lstm(x)[0][:, -1])
+            return self.out(self.rnn(x)[0][:, -1])
 
     found = find_modules(Reader(), torch.randn(2, 7, 6))
     assert [(m.name, m.kind, m.macs) for m in found][:2] == [
-        ("lstm.ih_l0", "recurrent", 14 * 120),
-        ("lstm.hh_l0", "recurrent", 14 * 100),
+        ("rnn.ih_l0", "recurrent", 14 * 30 * gates),
+        ("rnn.hh_l0", "recurrent", 14 * 25 * gates),
     ]
+    assert found.total_macs == sum(m.macs for m in found), "each product is counted once"
     assert sum(u.macs_share for u in found.uncovered) == 0
     assert sum(u.parameters_share for u in found.uncovered) == 0
 

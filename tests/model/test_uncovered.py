@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from autocompress.model.plain.split import split_modules
 from autocompress.model.uncovered import Uncovered, find_uncovered
 
 
@@ -24,3 +25,9 @@ def test_parameters_that_operators_read_are_named_so() -> None:
     model.holder.weight = nn.Parameter(nn.Linear(2, 2).weight.detach())
     (rest,) = find_uncovered(model, [], {}, 0)
     assert rest == Uncovered("holder", "read by a branch, a loop or another operator", 1.0, 0.0)
+
+
+def test_the_bias_of_a_split_transposed_convolution_is_named_so() -> None:
+    model = split_modules(nn.Sequential(nn.ConvTranspose1d(2, 3, 2)))
+    (rest,) = find_uncovered(model, ["0.product"], {}, 0)
+    assert rest == Uncovered("0", "bias of a transposed convolution", pytest.approx(3 / 15), 0.0)

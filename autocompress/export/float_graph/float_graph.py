@@ -102,15 +102,14 @@ def export_float(
             wrong = [d for d in still_free if d not in fixed and error.name in ("", d.name)]
             if not wrong:
                 raise ExportError(f"export: {error}") from error
-            fixed.update(dict.fromkeys(wrong, str(error)))
+            fixed.update(dict.fromkeys(_lengths_first(wrong), str(error)))
         except Exception as error:
             reason = cause_of(error)
             if further and _has_more(model, inputs, names):
                 further = False
                 given_up.append(f"outputs that no metric reads are not in the file: {reason}")
             elif still_free:
-                lengths = [d for d in still_free if not d.is_batch]
-                fixed.update(dict.fromkeys(lengths or still_free, reason))
+                fixed.update(dict.fromkeys(_lengths_first(still_free), reason))
             else:
                 raise ExportError(
                     f"export: torch.onnx.export fails on the model: {reason}"
@@ -124,6 +123,11 @@ def export_float(
     dynamic_batch = batch is not None and batch not in fixed
     lines = tuple(dict.fromkeys(given_up))
     return FloatGraph(proto, dynamic_batch, lines, traced.weights)
+
+
+def _lengths_first(dimensions: list[FreeDimension]) -> list[FreeDimension]:
+    """Return those that are given up next: all but the batch, which is worth most, else all."""
+    return [d for d in dimensions if not d.is_batch] or dimensions
 
 
 def _agreeing(

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import TaskError
 from autocompress.export.float_graph.operators.missing import missing_operators, translatable
-from autocompress.export.float_graph.registry import kept_registry
+from autocompress.export.float_graph.registry import TRANSLATIONS, kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.attention import traceable_layers
 from autocompress.model.plain.recurrent import SplitRecurrent
@@ -215,7 +215,13 @@ def trace(
         program = translatable(program)
         with kept_registry(OPSET), missing_operators():
             onnx_program = torch.onnx.export(
-                program, (), dynamo=True, optimize=False, verbose=False, opset_version=OPSET
+                program,
+                (),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                opset_version=OPSET,
+                custom_translation_table=dict(TRANSLATIONS),
             )
     assert onnx_program is not None
     output_names = tuple(output.name for output in outputs)
@@ -323,12 +329,12 @@ def recurrent_layers(model: nn.Module) -> list[str]:
         model: with layers of torch, or the plain ones that replace them.
 
     Returns:
-        sorted names such as "GRU" and "LSTM".
+        sorted names: "GRU", "LSTM" or "RNN".
     """
     kinds = set()
     for module in model.modules():
         if isinstance(module, (nn.RNNBase, SplitRecurrent)):
-            kinds.add(str(module.mode))
+            kinds.add(str(module.mode).partition("_")[0])  # RNN_TANH
     return sorted(kinds)
 
 

@@ -23,6 +23,7 @@ from autocompress.export.litert.operators import (
     recurrent,
     reductions,
     shapes,
+    transposed,
     windows,
 )
 from autocompress.export.litert.translator import Translator, address
@@ -45,11 +46,12 @@ OPERATORS: Mapping[str, Callable[[Translator, NodeProto], None]] = {
     "BatchNormalization": windows.normalised,
     "Cast": elementwise.cast,
     "Clip": elementwise.clip,
+    "Col2Im": transposed.fold,
     "Concat": shapes.concat,
     "Conv": windows.convolution,
     "CumSum": reductions.cumulative_sum,
     "DequantizeLinear": integers.dequantize,
-    "ConvTranspose": windows.transposed_convolution,
+    "ConvTranspose": transposed.transposed_convolution,
     "Expand": shapes.expand,
     "Gather": shapes.gather,
     "GatherElements": shapes.gather_elements,

@@ -23,7 +23,7 @@ from autocompress.model.modules import ModuleMap, NormGroup
 from autocompress.task.batches import CACHE, Inputs, batch_size, cache_feed, feed_of
 from autocompress.task.free_shapes import FreeDimension
 
-RECURRENT = ("LSTM", "GRU")
+RECURRENT = ("LSTM", "GRU", "RNN")
 NORM_OPERATORS = ("LayerNormalization", "RMSNormalization", "Mul")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.model.plain.operands import Names, Reader, constant_of, place_of
 from autocompress.model.plain.recurrent import SplitRecurrent
+from autocompress.model.plain.transposed import SplitTransposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +202,35 @@ def _convolution(read: Reader) -> Operator:
     )
 
 
+def _transposed(read: Reader) -> Operator:
+    axes = 1 if "transpose1d" in str(read.node.target) else 2
+    weight = _weight(read, "weight", (axes + 2,))
+    numbers = {}
+    for name in ("stride", "padding", "output_padding", "dilation"):
+        value = tuple(read[name]) * (axes if len(read[name]) == 1 else 1)
+        if not all(isinstance(part, int) for part in value):
+            raise _NotPlain  # a size of the output that depends on an input
+        numbers[name] = value
+    groups, outputs = read["groups"], weight.shape[1] * read["groups"]
+    bias = _bias(read, "bias", outputs)
+    kind: Any = nn.ConvTranspose1d if axes == 1 else nn.ConvTranspose2d
+    source: Any = kind(
+        weight.shape[0],
+        outputs,
+        tuple(weight.shape[2:]),
+        groups=groups,
+        bias=bias is not None,
+        device="meta",
+        **numbers,
+    )
+    try:
+        module = SplitTransposed(_holding(source, weight, bias))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise _NotPlain from error
+    key = _key(read, "transposed", "weight", "bias", *numbers, "groups")
+    return Operator(module, (read["input"],), read.owner("weight"), key)
+
+
 def _embedding(read: Reader) -> Operator:
     weight = _weight(read, "weight", (2,))
     module = nn.Embedding(weight.shape[0], weight.shape[1], device="meta")
@@ -263,7 +294,7 @@ def _layer_norm(read: Reader) -> Operator:
 
 
 def _recurrent(read: Reader) -> Operator:
-    mode = "LSTM" if "lstm" in str(read.node.target) else "GRU"
+    mode, kind = LAYERS[str(read.node.target).split(".")[1]]  # aten.NAME.input
     states, nodes = read["hx"], read["params"]
     values = [constant_of(read.module, node) for node in nodes]
     if any(value is None for value in values) or read["train"]:
@@ -278,7 +309,6 @@ def _recurrent(read: Reader) -> Operator:
         "batch_first": read["batch_first"],
         "bidirectional": read["bidirectional"],
     }
-    kind = nn.LSTM if mode == "LSTM" else nn.GRU
     source = kind(inputs, hidden, read["num_layers"], device="meta", **options)
     for name, value in zip(source._flat_weights_names, values, strict=True):
         assert value is not None
@@ -291,6 +321,12 @@ def _recurrent(read: Reader) -> Operator:
     return Operator(SplitRecurrent(source), inputs_and_state, name, key, nested=mode == "LSTM")
 
 
+LAYERS: dict[str, tuple[str, Callable[..., nn.RNNBase]]] = {
+    "lstm": ("LSTM", nn.LSTM),
+    "gru": ("GRU", nn.GRU),
+    "rnn_tanh": ("RNN_TANH", nn.RNN),
+    "rnn_relu": ("RNN_RELU", partial(nn.RNN, nonlinearity="relu")),
+}
 MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.linear.default": _linear,
     "aten.addmm.default": _addmm,
@@ -300,9 +336,10 @@ MAKERS: dict[str, Callable[[Reader], Operator]] = {
     "aten.conv1d.padding": _convolution,
     "aten.conv2d.default": _convolution,
     "aten.conv2d.padding": _convolution,
+    "aten.conv_transpose1d.default": _transposed,
+    "aten.conv_transpose2d.input": _transposed,
     "aten.embedding.default": _embedding,
     "aten.batch_norm.default": _batch_norm,
     "aten.layer_norm.default": _layer_norm,
-    "aten.lstm.input": _recurrent,
-    "aten.gru.input": _recurrent,
+    **{f"aten.{operator}.input": _recurrent for operator in LAYERS},
 }

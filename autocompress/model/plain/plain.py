@@ -28,6 +28,7 @@ from autocompress.model.plain.program import COVERED, exported_program, with_mod
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.same import check_same, same_outputs
 from autocompress.model.plain.split import split_modules
+from autocompress.model.plain.transposed import SplitTransposed
 from autocompress.model.plain.watch import learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
@@ -120,7 +121,7 @@ def form_of(plain: nn.Module) -> str:
     """
     if isinstance(plain, fx.GraphModule):
         return "program"
-    splits = (SplitAttention, SplitRecurrent)
+    splits = (SplitAttention, SplitRecurrent, SplitTransposed)
     return "split" if any(isinstance(module, splits) for module in plain.modules()) else "whole"
 
 

@@ -26,10 +26,13 @@ COVERED: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
     nn.Embedding,
     nn.MultiheadAttention,
     nn.LSTM,
     nn.GRU,
+    nn.RNN,
     nn.modules.batchnorm._BatchNorm,
     nn.LayerNorm,
 )

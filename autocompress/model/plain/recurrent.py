@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.rnn import PackedSequence
 
+# By the mode of the layer.
+KERNELS: dict[str, Callable[..., Any]] = {
+    "LSTM": torch._VF.lstm,
+    "GRU": torch._VF.gru,
+    "RNN_TANH": torch._VF.rnn_tanh,
+    "RNN_RELU": torch._VF.rnn_relu,
+}
+
 
 class GateWeights(nn.Linear):
     """Hold one weight matrix of a recurrent layer, (gates * hidden, inputs), and its bias.
@@ -18,7 +26,7 @@ class GateWeights(nn.Linear):
 
 
 class SplitRecurrent(nn.Module):
-    """Compute the same as an nn.LSTM or nn.GRU in eval mode.
+    """Compute the same as an nn.LSTM, nn.GRU or nn.RNN in eval mode.
 
     Children `ih_l0`, `hh_l0`, `ih_l0_reverse`, ... hold the weights in the order that PyTorch's
     kernel wants.
@@ -26,8 +34,8 @@ class SplitRecurrent(nn.Module):
 
     def __init__(self, source: nn.RNNBase) -> None:
         super().__init__()
-        if source.mode not in ("LSTM", "GRU") or source.proj_size > 0:
-            raise ValueError("only LSTM and GRU without projections are covered")
+        if source.mode not in KERNELS or source.proj_size > 0:
+            raise ValueError("only LSTM, GRU and RNN without projections are covered")
         self.mode = source.mode
         self.num_layers = source.num_layers
         self.hidden_size = source.hidden_size
@@ -54,7 +62,7 @@ class SplitRecurrent(nn.Module):
     def forward(
         self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor]]:
-        """Return output and last state, as nn.LSTM.forward or nn.GRU.forward does.
+        """Return output and last state, as the forward of the original does.
 
         Args:
             input: (B, T, inputs) if `batch_first`, else (T, B, inputs); or without the batch
@@ -88,11 +96,8 @@ class SplitRecurrent(nn.Module):
             weights += [g.weight for g in gates]  # type: ignore[misc]
             weights += [g.bias for g in gates] if self.has_bias else []  # type: ignore[misc]
         options = (self.has_bias, self.num_layers, 0.0, False, self.bidirectional, self.batch_first)
-        if isinstance(state, tuple):
-            output, hidden, cell = torch._VF.lstm(x, state, weights, *options)
-            return output, (hidden, cell)
-        output, hidden = torch._VF.gru(x, state, weights, *options)
-        return output, hidden
+        output, *states = KERNELS[self.mode](x, state, weights, *options)
+        return output, tuple(states) if self.mode == "LSTM" else states[0]
 
 
 def _map_state(

@@ -14,14 +14,16 @@ from torch import nn
 
 from autocompress.model.plain.attention import SplitAttention
 from autocompress.model.plain.recurrent import SplitRecurrent
+from autocompress.model.plain.transposed import SplitTransposed
 from autocompress.task.copies import copied
 
 
 def split_modules(model: nn.Module) -> nn.Module:
     """Return a copy of a model with its fused modules split, in eval mode.
 
-    `SplitAttention` replaces nn.MultiheadAttention, `SplitRecurrent` replaces nn.LSTM and nn.GRU. A
-    module that these do not cover stays.
+    `SplitAttention` replaces nn.MultiheadAttention, `SplitRecurrent` replaces nn.LSTM, nn.GRU
+    and nn.RNN, `SplitTransposed` replaces nn.ConvTranspose1d and nn.ConvTranspose2d. A module that
+    these do not cover stays.
 
     Args:
         model: any module; it is not changed.
@@ -62,6 +64,8 @@ def _split(module: nn.Module) -> nn.Module:
             return SplitAttention(module).eval()
         if isinstance(module, nn.RNNBase):
             return SplitRecurrent(module).eval()
+        if isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+            return SplitTransposed(module).eval()
     except ValueError:
         pass
     return module

@@ -20,7 +20,7 @@ from autocompress.task.calls import call_model
 from autocompress.task.copies import copied, with_gradients
 from autocompress.task.user_code import UserCodeError
 
-FUSED = (nn.MultiheadAttention, nn.RNNBase)
+FUSED = (nn.MultiheadAttention, nn.RNNBase, nn.ConvTranspose1d, nn.ConvTranspose2d)
 ROUNDED = 1e-5  # by which rows that were shortened may be longer than they should
 # In the names of operators that multiply by a weight, or look rows of it up.
 PRODUCTS = ("mm", "matmul", "linear", "convolution", "embedding")

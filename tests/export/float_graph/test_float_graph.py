@@ -147,6 +147,15 @@ def test_a_model_that_cannot_be_exported_at_all_is_an_error(exporter: Exporter) 
         export()
 
 
+def test_a_batch_stays_free_where_free_lengths_spoil_the_graph(exporter: Exporter) -> None:
+    exporter.differs = lambda names, follow: (
+        Differs("", "output 0 differs") if "length" in names else None
+    )
+    found = export()
+    assert found.dynamic_batch
+    assert found.fixed == ("x: dimension 1 (length) is fixed: output 0 differs",)
+
+
 def test_a_graph_that_differs_at_the_example_is_an_error(exporter: Exporter) -> None:
     exporter.differs = lambda names, follow: Differs("", "output 0 differs")
     with pytest.raises(ExportError, match=r"^export: output 0 differs$"):

@@ -20,7 +20,7 @@ class Convolutions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.up = nn.ConvTranspose3d(8, 8, (1, 2, 2), stride=(1, 2, 2))  # it stays whole
         self.normed = nn.Conv2d(8, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
         self.pool = nn.MaxPool2d(2)
@@ -29,7 +29,7 @@ class Convolutions(nn.Module):
         self.head = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.up(torch.relu(self.first(x))))
+        x = torch.relu(self.up(torch.relu(self.first(x)).unsqueeze(2)).squeeze(2))
         x = self.third(self.pool(torch.relu(self.norm(self.normed(x)))))
         return self.head(torch.relu(self.hidden(x.flatten(1))))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_a_normalisation_has_the_statistics_of_the_model(
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")  # the tracer's, of flat weights
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")])
 def test_a_recurrent_operator_is_a_split_layer(kind: Any) -> None:
     torch.manual_seed(0)
     layer = kind(3, 2, num_layers=2, bidirectional=True, batch_first=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -37,9 +40,9 @@ def test_the_weights_are_copies() -> None:
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, partial(nn.RNN, nonlinearity="relu")])
 def test_one_sequence_without_a_batch_takes_a_state(
-    kind: type[nn.RNNBase], batch_first: bool
+    kind: Callable[..., nn.RNNBase], batch_first: bool
 ) -> None:
     torch.manual_seed(0)
     source = kind(3, 2, num_layers=2, batch_first=batch_first)
@@ -60,10 +63,9 @@ def test_gradients_reach_the_gates() -> None:
         assert parameter.grad is not None
 
 
-@pytest.mark.parametrize("source", [nn.RNN(3, 2), nn.LSTM(3, 4, proj_size=2)])
-def test_other_recurrent_layers_are_not_covered(source: nn.RNNBase) -> None:
-    with pytest.raises(ValueError, match=r"^only LSTM and GRU without projections are covered$"):
-        SplitRecurrent(source)
+def test_projections_are_not_covered() -> None:
+    with pytest.raises(ValueError, match=r"^only LSTM, GRU and RNN without projections are"):
+        SplitRecurrent(nn.LSTM(3, 4, proj_size=2))
 
 
 def test_packed_sequences_are_refused() -> None:

@@ -40,7 +40,11 @@ def test_the_model_itself_may_be_a_fused_module() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [nn.RNN(3, 2), nn.LSTM(3, 4, proj_size=2), nn.MultiheadAttention(4, 2, add_zero_attn=True)],
+    [
+        nn.LSTM(3, 4, proj_size=2),
+        nn.MultiheadAttention(4, 2, add_zero_attn=True),
+        nn.ConvTranspose3d(3, 2, 2),
+    ],
 )
 def test_what_a_split_does_not_cover_stays(module: nn.Module) -> None:
     model = nn.Sequential(module)

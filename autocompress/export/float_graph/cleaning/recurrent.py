@@ -1,4 +1,4 @@
-"""Free LSTM and GRU operators of the widths that the exporter writes into the graph."""
+"""Free LSTM, GRU and RNN operators of the widths that the exporter writes into the graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from autocompress.export.float_graph.subgraphs import constant_value, producers
 
-STATES = slice(5, 7)  # inputs of LSTM and GRU
+STATES = slice(5, 7)  # inputs of these operators
 
 
 def free_recurrent(proto: ModelProto) -> None:
@@ -22,7 +22,7 @@ def free_recurrent(proto: ModelProto) -> None:
     """
     graph = proto.graph
     producer = producers(graph)
-    layers = [node for node in graph.node if node.op_type in ("LSTM", "GRU")]
+    layers = [node for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")]
     if not layers:
         return
     for node in layers:

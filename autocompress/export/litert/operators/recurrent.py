@@ -1,4 +1,4 @@
-"""Translate LSTM and GRU: each step is written, so that a file keeps no state between its runs.
+"""Translate LSTM, GRU and RNN: each step is written, so that a file keeps no state between runs.
 
 LiteRT's own LSTM keeps its state in variables, which the next run would start from. The steps are
 products, sigmoids and hyperbolic tangents, for which XNNPACK and microcontrollers have kernels.
@@ -19,8 +19,12 @@ from autocompress.export.litert.translator import Translator
 from autocompress.export.litert.values import Stack, Value, Weight
 from autocompress.targets.device.litert.flat_file import Array
 
-GATES = {"LSTM": 4, "GRU": 3}
-ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"]}
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+ACTIVATIONS = {
+    "LSTM": (["Sigmoid", "Tanh", "Tanh"],),
+    "GRU": (["Sigmoid", "Tanh"],),
+    "RNN": (["Tanh"], ["Relu"]),
+}
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 LENGTHS, PEEPHOLES = 4, 7  # inputs that LiteRT's operators have no counterpart for
 
@@ -124,6 +128,14 @@ class _Layer:
             self.state = self.plus(new, self.times(update, rest))
         self.outputs[place] = self.state
 
+    def simple(self, place: int, of_input: int) -> None:
+        """Add a step of an RNN, which has no gates."""
+        of_state = self.of_state()
+        total = of_input if of_state is None else self.plus(of_input, of_state)
+        names = attributes_of(self.node).get("activations", [b"Tanh"])
+        self.state = self.run("RELU" if names[0] == b"Relu" else "TANH", total)
+        self.outputs[place] = self.state
+
     def _of_no_state(self, update: int, reset: int) -> tuple[int, int, int | None]:
         """Return the gates of a state of zeros, which adds its bias alone."""
         if self.bias is None:
@@ -133,7 +145,7 @@ class _Layer:
 
 
 def recurrent(t: Translator, node: NodeProto) -> None:
-    """Translate LSTM and GRU.
+    """Translate LSTM, GRU and RNN.
 
     Args:
         t: gets the operators.
@@ -146,7 +158,7 @@ def recurrent(t: Translator, node: NodeProto) -> None:
     layers = []
     for i, is_reverse in enumerate(directions):
         layer, inputs = _opened(t, node, value, i, len(directions))
-        add = layer.lstm if node.op_type == "LSTM" else layer.gru
+        add = {"LSTM": layer.lstm, "GRU": layer.gru, "RNN": layer.simple}[node.op_type]
         for place in range(steps)[::-1] if is_reverse else range(steps):
             add(place, inputs[place])
         layers.append(layer)
@@ -162,9 +174,9 @@ def recurrent(t: Translator, node: NodeProto) -> None:
 
 def _check(t: Translator, node: NodeProto, attributes: dict[str, Any], directions: int) -> None:
     """Refuse forms of the operator that are not written."""
-    usual = ACTIVATIONS[node.op_type] * directions
+    usual = [one * directions for one in ACTIVATIONS[node.op_type]]
     given = [one.decode() for one in attributes.get("activations", ())]
-    if given and given != usual:
+    if given and given not in usual:
         t.refuse(node, f"its activations are {', '.join(given)}")
     for key in ("clip", "input_forget", "layout"):
         if attributes.get(key):
@@ -193,10 +205,10 @@ def _opened(
     biases, shift, of_inputs = t.array(node, 3), None, -1
     if biases is not None:
         first, second = biases[direction].astype(np.float32).reshape(2, wide)
-        if node.op_type == "LSTM":
-            first = first + second
-        else:
+        if node.op_type == "GRU":
             shift = second
+        else:
+            first = first + second
         of_inputs = t.constant(first)
     product = t.file.tensor((steps, rows, wide), "float32")
     weight_name = _weight_of(t, node, 1, direction, directions)

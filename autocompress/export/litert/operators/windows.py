@@ -234,37 +234,6 @@ def _lowest(t: Translator, step: Step | None) -> int:
     return t.file.constant(np.array(LOWEST, np.int8), "", step.rows)
 
 
-def transposed_convolution(t: Translator, node: NodeProto) -> None:
-    """Translate ConvTranspose over two dimensions without groups.
-
-    Args:
-        t: gets the operators.
-        node: of the graph.
-    """
-    value, weight, attributes = t.value(node, 0), t.known[node.input[1]], attributes_of(node)
-    if not isinstance(weight, (Weight, np.ndarray)):
-        t.refuse(node, "LiteRT needs a constant weight")
-    values = weight.values if isinstance(weight, Weight) else weight
-    if values.ndim != 4:
-        t.refuse(node, "LiteRT has transposed convolutions over two dimensions only")
-    plain = attributes.get("group", 1) == 1 and set(attributes.get("dilations", [1])) == {1}
-    pads = attributes.get("pads", [0] * 4)
-    if not plain or any(pads) or any(attributes.get("output_padding", [0])):
-        t.refuse(node, "LiteRT has no groups, dilations or padding in transposed convolutions")
-    strides = attributes.get("strides", [1, 1])
-    out = [(value.shape[2 + i] - 1) * strides[i] + values.shape[2 + i] for i in range(2)]
-    shape = (value.shape[0], values.shape[1], *out)
-    sizes = t.constant(np.array(t.shape_in(shape, LAST), np.int32))
-    name = t.weight_name(node, weight)
-    inputs = [sizes, t.weight(weight, (1, 2, 3, 0), name, True), t.read(value, LAST)]
-    bias = t.array(node, 2)
-    if bias is not None:
-        inputs.append(t.constant(bias.astype(np.float32)))
-    output = t.write(node.output[0], shape, layout=LAST)
-    options = {"padding": VALID, "strideH": strides[0], "strideW": strides[1]}
-    t.add("TRANSPOSE_CONV", inputs, output, "TransposeConvOptions", **options)
-
-
 def pool(t: Translator, node: NodeProto) -> None:
     """Translate MaxPool and AveragePool over two dimensions.
 

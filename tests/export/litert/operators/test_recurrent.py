@@ -1,4 +1,4 @@
-"""LSTM and GRU, step by step in LiteRT and in ONNX Runtime."""
+"""LSTM, GRU and RNN, step by step in LiteRT and in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -94,6 +94,8 @@ def test_outputs_that_nothing_reads_are_not_written() -> None:
 
 def gates(kind: str, name: str, weight: str) -> list[Any]:
     """Return the nodes by which an exporter puts gates in the order of the operator."""
+    if kind == "RNN":
+        return [helper.make_node("Unsqueeze", [weight, "zero"], [name])]
     count = GATES[kind]
     parts = [f"{name}{i}" for i in range(count)]
     order = [0, 3, 1, 2] if kind == "LSTM" else [1, 0, 2]
@@ -269,6 +271,13 @@ class Convolved(nn.Module):
         return self.memory(self.conv(x).transpose(1, 2))[0]
 
 
+def test_an_rnn_of_relus() -> None:
+    x = {"x": numbers(STEPS, ROWS, COLUMNS)}
+    options = {"direction": "bidirectional", "activations": ["Relu", "Relu"]}
+    node = node_of("RNN", ["x", "w", "r", "b"], ["y", "y1"], **options)
+    assert assert_same([node], x, parameters("RNN", 2), outputs=2).count("RELU") == 2 * STEPS
+
+
 @pytest.mark.parametrize(
     ("model", "shape"), [(TwoLayers, (2, 5, 6)), (LearnedState, (5, 2, 6)), (Convolved, (2, 6, 7))]
 )
@@ -283,6 +292,7 @@ def test_layers_of_pytorch(model: type[nn.Module], shape: tuple[int, ...]) -> No
     [
         ("LSTM", {"clip": 2.0}, "its clip is 2.0"),
         ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}, "activations are Sigmoid, Relu"),
+        ("RNN", {"activations": ["Sigmoid"]}, "activations are Sigmoid"),
         ("GRU", {"linear_before_reset": 0}, "it resets the state before the product"),
     ],
 )
