@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import TaskError
 from autocompress.export.float_graph.operators.missing import missing_operators, translatable
-from autocompress.export.float_graph.registry import TRANSLATIONS, kept_registry
+from autocompress.export.float_graph.operators.registry import TRANSLATIONS, kept_registry
 from autocompress.export.float_graph.shared_graph import key_of, set_aside, without_parameters
 from autocompress.model.plain.attention import traceable_layers
 from autocompress.model.plain.recurrent import SplitRecurrent

@@ -13,9 +13,9 @@ from onnx import helper
 from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from autocompress.export.float_graph import registry
 from autocompress.export.float_graph.float_graph import export_float
-from autocompress.export.float_graph.registry import kept_registry
+from autocompress.export.float_graph.operators import registry
+from autocompress.export.float_graph.operators.registry import kept_registry
 from autocompress.export.float_graph.trace import OPSET, trace
 from autocompress.task.free_shapes import FreeDimension
 
