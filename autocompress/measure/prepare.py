@@ -47,7 +47,7 @@ from autocompress.task.calls import (
     run_model,
     tensors_in_order,
 )
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, is_compiled
 from autocompress.task.free_shapes import argument_names
 from autocompress.task.loading import settled
 from autocompress.task.task import Task
@@ -82,7 +82,7 @@ def prepared(
             check_model(task, model, what)
         if model is not None and not beside:
             check_size(task.name, model)
-    task = _in_float32(_with_checked_data(task), say)
+    task = _in_float32(_without_wrappers(_with_checked_data(task), say), say)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
         check_outputs(task)
     given, task = task, _with_layout(task, say)
@@ -219,6 +219,17 @@ def _with_checked_data(task: Task) -> Task:
         if batches is not None:
             splits[split] = settled(batches, split, example, memory, split == "train")
     return replace(task, example_inputs=example, latency_inputs=further, **splits)
+
+
+def _without_wrappers(task: Task, say: Callable[[str], None]) -> Task:
+    """Return the task with the modules that `torch.compile` wrapped in place of its wrappers."""
+    changed: dict[str, nn.Module] = {}
+    for what in ("model", "student"):
+        model = getattr(task, what)
+        if model is not None and any(map(is_compiled, model.modules())):
+            changed[what] = copied(model, None, shares_weights=True)
+            say(f"the {what} is compiled by torch.compile: what was compiled is searched")
+    return replace(task, **changed) if changed else task
 
 
 def _in_float32(task: Task, say: Callable[[str], None]) -> Task:

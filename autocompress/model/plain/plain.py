@@ -31,7 +31,12 @@ from autocompress.model.plain.split import split_modules
 from autocompress.model.plain.watch import learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
-from autocompress.task.copies import copied, shortened_rows
+from autocompress.task.copies import (
+    copied,
+    is_compiled,
+    shortened_rows,
+    switches_mode_itself,
+)
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
@@ -95,9 +100,10 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     if plain and (isinstance(model, fx.GraphModule) or not more):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
-    # of the module that it was made for.
+    # of the module that it was made for. Not so if that would change the original.
     on_cpu = all(value.device.type == "cpu" for value in (*model.parameters(), *model.buffers()))
-    exported = original if on_cpu else model
+    changes = any(is_compiled(part) or switches_mode_itself(part) for part in original.modules())
+    exported = original if on_cpu and not changes else model
     with _in_eval_mode(exported), exportable(exported), shortened_rows(exported):
         program = _program(exported, inputs)
         program = None if program is None else copied(program, shares_weights=True)
