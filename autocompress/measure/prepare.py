@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.measure.accumulators import check_fresh, fresh
-from autocompress.measure.accuracy import direction_note, metric_outputs
+from autocompress.measure.accuracy import metric_notes, metric_outputs
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
@@ -111,9 +111,8 @@ def prepared(
                 "and files take the shape of example_inputs"
             )
     with suppress(UserCodeError):  # an evaluation tells errors of the metric with their place
-        direction = direction_note(task)
-        if direction:
-            say(direction)
+        for line in metric_notes(task):
+            say(line)
     task = plain_task(task)
     if task.no_gradient:
         say(f"{task.no_gradient}: candidates are not trained")

@@ -27,7 +27,7 @@ from autocompress.model.plain.hugging_face import exportable, without_cache
 from autocompress.model.plain.program import COVERED, exported_program, with_modules
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.same import check_same, same_outputs
-from autocompress.model.plain.split import split_modules
+from autocompress.model.plain.split import split_modules, with_strangers
 from autocompress.model.plain.watch import learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
@@ -68,9 +68,9 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Return a copy of a model on the CPU, in eval mode, whose covered modules are plain.
 
     That is the module tree with fused modules split, if all covered modules are plain and it gives
-    the same outputs, with gradients; else the exported program. If no program can be exported, the
-    tree is returned all the same (whole, if splitting changes its outputs); `is_plain` tells which
-    of its modules are not covered then.
+    the same outputs, with gradients and whatever the classes of these modules; else the exported
+    program. If no program can be exported, the tree is returned all the same (whole, if splitting
+    changes its outputs); `is_plain` tells which of its modules are not covered then.
 
     Args:
         model: any module; it is not changed.
@@ -96,7 +96,8 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
     plain = plain and not isinstance(tree, COVERED)  # a module needs a name
     trains = not plain or learns(tree, inputs)
-    more = bool(seen.outside) or seen.hides or not trains
+    stands = not plain or same_outputs(model, with_strangers(tree), inputs)
+    more = bool(seen.outside) or seen.hides or not trains or not stands
     if plain and (isinstance(model, fx.GraphModule) or not more):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
@@ -112,7 +113,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     if plain and not trains and learns(program, inputs):
         return program
     covers_more = watched(program, inputs).covered_size > seen.covered_size
-    return tree if plain and not (seen.hides or covers_more) else program
+    return tree if plain and stands and not (seen.hides or covers_more) else program
 
 
 def form_of(plain: nn.Module) -> str:
