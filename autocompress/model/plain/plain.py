@@ -180,7 +180,7 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
     for traced in reversed(compared):
         for strict in (False, True):  # only the strict tracer follows len(tensor)
             try:
-                with _quiet(), traceable_layers():
+                with _quiet(), traceable_layers(model):
                     program = exported_program(model, traced, strict)
                     graph = with_modules(program, model)
             except Exception:
