@@ -37,7 +37,8 @@ from autocompress.task.user_code import user_code
 SPLITS = ("validation", "train", "calibration", "test")
 NORMS = nn.modules.batchnorm._BatchNorm
 STATISTICS = ("running_mean", "running_var")
-# Packages of modules whose weights are integers.
+# Packages of modules that prepare for quantization, and of those whose weights are integers.
+OBSERVERS = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
 INTEGERS = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse")
 
 
@@ -74,6 +75,11 @@ def check_model(task: Task, model: Any, what: str) -> None:
             raise TaskError(
                 f"{place} is quantized already ({type(module).__name__} of PyTorch); "
                 "nearest: the float model that it was made of"
+            )
+        if type(module).__module__.startswith(OBSERVERS):
+            raise TaskError(
+                f"{place} observes or rounds what it reads ({type(module).__name__} of PyTorch); "
+                "nearest: the float model that was prepared for quantization"
             )
         if isinstance(module, nn.LSTM) and module.proj_size > 0:
             raise TaskError(

@@ -55,11 +55,12 @@ def _known_values(model: nn.Module) -> Iterator[None]:
     forward writes to its tensor.
     """
     # Imported late, as what imports it takes long.
-    from torch._subclasses.fake_tensor import FakeTensorConverter
+    from torch._subclasses import fake_tensor
 
     state = (*model.parameters(), *model.buffers())
     small = {id(tensor): tensor for tensor in state if 0 < tensor.numel() <= SMALL}
-    convert = FakeTensorConverter.from_real_tensor
+    converter, limit = fake_tensor.FakeTensorConverter, fake_tensor.CONSTANT_NUMEL_LIMIT
+    convert = converter.from_real_tensor
 
     def converted(self: Any, mode: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
         fake: Any = convert(self, mode, t, *args, **kwargs)
@@ -69,11 +70,13 @@ def _known_values(model: nn.Module) -> Iterator[None]:
             self.add_constant_storage_mapping(fake)
         return fake
 
-    FakeTensorConverter.from_real_tensor = converted  # type: ignore[method-assign]
+    converter.from_real_tensor = converted  # type: ignore[method-assign]
+    fake_tensor.CONSTANT_NUMEL_LIMIT = SMALL  # of what is made of them
     try:
         yield
     finally:
-        FakeTensorConverter.from_real_tensor = convert  # type: ignore[method-assign]
+        converter.from_real_tensor = convert  # type: ignore[method-assign]
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
 
 
 def _stated_as_causal(
