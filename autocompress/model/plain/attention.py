@@ -70,7 +70,7 @@ def _known_values(model: nn.Module) -> Iterator[None]:
             self.add_constant_storage_mapping(fake)
         return fake
 
-    converter.from_real_tensor = converted  # type: ignore[method-assign]
+    converter.from_real_tensor = converted  # type: ignore[method-assign, assignment]
     fake_tensor.CONSTANT_NUMEL_LIMIT = SMALL  # of what is made of them
     try:
         yield
