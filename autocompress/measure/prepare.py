@@ -222,7 +222,7 @@ def _with_checked_data(task: Task) -> Task:
 
 def _without_wrappers(task: Task, say: Callable[[str], None]) -> Task:
     """Return the task with the modules that `torch.compile` wrapped in place of its wrappers."""
-    changed: dict[str, nn.Module] = {}
+    changed: dict[str, Any] = {}
     for what in ("model", "student"):
         model = getattr(task, what)
         if model is not None and any(map(is_compiled, model.modules())):
