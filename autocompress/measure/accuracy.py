@@ -7,8 +7,9 @@ The search judges stitched models with `evaluate_model`; the files of the front 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import AutocompressError, TaskError
-from autocompress.measure.tally import Scores, Tally
+from autocompress.measure.accumulators import equal
+from autocompress.measure.tally import Scores, Tally, readings
 from autocompress.task.batches import (
     Batches,
     Inputs,
@@ -27,13 +29,14 @@ from autocompress.task.batches import (
     cache_shapes,
     feed_of,
     input_tensors,
+    seeded,
     to_device,
 )
-from autocompress.task.calls import call_model, named_outputs, primary_output, run_model
+from autocompress.task.calls import call_model, is_ours, named_outputs, primary_output, run_model
 from autocompress.task.copies import copied
 from autocompress.task.task import Task
 
-DIRECTION_SAMPLES, DIRECTION_S = 256, 2.0  # most samples, and seconds after which no more are run
+TRIED_SAMPLES, TRIED_S = 256, 2.0  # most samples, and seconds after which no more are run
 MOST_VALUES = 1 << 22  # of the outputs of a batch
 MOVES = (1, 2, 3, 4, 5, 6, 7)  # places by which outputs are moved
 APART = 6.0  # standard deviations of the moved scores between them and that of the model
@@ -113,53 +116,140 @@ def evaluate_model(
     return tally.scores(), tally.samples
 
 
-def direction_note(task: Task) -> str:
-    """Return a line if the metric is better for outputs that belong to other samples.
+@dataclass(frozen=True)
+class _Sample:
+    """Hold the outputs and targets of the first validation batches, to try the metrics on."""
 
-    The metric of the first validation samples is compared with those after the rows of each batch
-    were moved by several places. It is noted only if it lies far below all of them, so that a
-    metric of random labels passes. Models that are worse than chance, as some with random weights
-    are, cannot be told from metrics of which smaller values are better.
+    task: Task
+    pairs: Sequence[tuple[Mapping[str, Tensor], Any]]
+
+    def scores(self, change: Callable[[Tensor, Any], Tensor]) -> list[tuple[str, float]]:
+        """Return (name, value) of each metric; [] if one fails on so few samples.
+
+        Args:
+            change: (output, target) -> the output that the metrics get in its place.
+        """
+        tally = Tally(self.task)
+        for outputs, target in self.pairs:
+            tally.add({name: change(value, target) for name, value in outputs.items()}, target)
+        try:
+            with seeded(0):
+                found = tally.scores()
+        except AutocompressError:
+            return []
+        return [("metric", found.accuracy), *found.metrics.items()]
+
+
+def metric_notes(task: Task) -> Iterator[str]:
+    """Yield what the metrics do on the first validation samples that is most likely a mistake.
+
+    That are metrics that are better for outputs of other samples, that are not the same twice, and
+    that compare each output with each target, as (n, 1) == (n,) does.
 
     Args:
         task: with settled splits and a known first dimension.
 
-    Returns:
-        "" for most tasks.
+    Yields:
+        One line for each.
+
+    Raises:
+        TaskError: a metric depends on what it was given before.
+        UserCodeError: forward or a metric fails.
     """
-    if task.batch_first is False:
-        return ""
+    primary_alone = replace(task, extra_metrics={})
+    sample = _Sample(primary_alone, _first_outputs(task))
+    if sample.pairs:
+        yield from _repeat_notes(_Sample(task, sample.pairs))
+        yield from _broadcast_notes(sample)
+        yield from _direction_notes(sample)
+
+
+def _first_outputs(task: Task) -> list[tuple[dict[str, Tensor], Any]]:
     pairs, device, cpu = [], torch.device("cpu"), copied(task.model, shares_weights=True)
     begun = time.monotonic()
-    for inputs, target in task.first_samples(task.validation, DIRECTION_SAMPLES):
+    for inputs, target in task.first_samples(task.validation, TRIED_SAMPLES):
         outputs = metric_outputs(task, cpu, inputs, device)
         primary = outputs[""]
-        if primary.dim() == 0 or not max(MOVES) < len(primary) <= primary.numel() <= MOST_VALUES:
+        if primary.dim() == 0 or not 0 < primary.numel() <= MOST_VALUES:
             break
         pairs.append((outputs, target))
-        if time.monotonic() - begun > DIRECTION_S:
+        if time.monotonic() - begun > TRIED_S:
             break
-    if not pairs:
-        return ""
+    return pairs
+
+
+def _moved(places: int) -> Callable[[Tensor, Any], Tensor]:
+    """Return a change that moves the rows of each batch."""
+    return lambda output, _: output.roll(places, 0)
+
+
+def _repeat_notes(sample: _Sample) -> Iterator[str]:
+    """Yield a line for each metric that draws numbers, or raise a TaskError for one with a memory.
+
+    A sum or mean over all calls is the same at its second call with equal arguments; it is not once
+    it got others in between.
+    """
+    if all(is_ours(reading.metric) for reading in readings(sample.task)):
+        return
+    steps = [sample.scores(_moved(places)) for places in (0, 0, 1, 0)]
+    for (name, first), (_, second), _, (_, last) in zip(*steps, strict=False):
+        if not equal(first, second):
+            yield (
+                f"{name}: it is {first:.4g} and then {second:.4g} for the same outputs and "
+                "targets, and scores of candidates differ as much; nearest: drawn numbers that "
+                "start at a seed in each call"
+            )
+        elif not equal(second, last):
+            raise TaskError(
+                f"task: {name} returned {second:.4g} and later {last:.4g} for the same outputs "
+                "and targets, so it depends on what it was given before; nearest: a new state in "
+                "each call, or an object with update and compute"
+            )
+
+
+def _broadcast_notes(sample: _Sample) -> Iterator[str]:
+    """Yield a line if the metric is better where outputs have the shape of their targets."""
+    for outputs, target in sample.pairs:
+        alike = isinstance(target, Tensor) and target.numel() == outputs[""].numel() > 1
+        if not alike or target.shape == outputs[""].shape:
+            return
+    came = sample.scores(lambda output, _: output)
+    fitting = sample.scores(lambda output, target: output.reshape(target.shape))
+    better = bool(came and fitting) and fitting[0][1] > came[0][1]
+    if better and not equal(came[0][1], fitting[0][1]):
+        outputs, target = sample.pairs[0]
+        yield (
+            f"metric: it is {came[0][1]:.4g} for outputs of shape {tuple(outputs[''].shape)} with "
+            f"targets of shape {tuple(target.shape)}, and {fitting[0][1]:.4g} if both have that of "
+            "the targets; if it compares each output with each target, reshape one in the metric"
+        )
+
+
+def _direction_notes(sample: _Sample) -> Iterator[str]:
+    """Yield a line if the metric is better for outputs that belong to other samples.
+
+    The metric is compared with those after the rows of each batch were moved by several places. It
+    is noted only if it lies far below all of them, so that a metric of random labels passes. Models
+    that are worse than chance, as some with random weights are, cannot be told from metrics of
+    which smaller values are better.
+    """
+    large = takewhile(lambda pair: len(pair[0][""]) > max(MOVES), sample.pairs)
+    sample = replace(sample, pairs=list(large))
+    if sample.task.batch_first is False or not sample.pairs:
+        return
     scores = []
     for places in (0, *MOVES):
-        own = replace(task, extra_metrics={})
-        tally = Tally(own)
-        for outputs, target in pairs:
-            moved = {name: value.roll(places, 0) for name, value in outputs.items()}
-            tally.add(moved, target)
-        try:
-            scores.append(tally.scores().accuracy)
-        except AutocompressError:
-            return ""  # a metric that fails on few samples
+        found = sample.scores(_moved(places))
+        if not found:
+            return
+        scores.append(found[0][1])
     right, others = scores[0], np.array(scores[1:])
     wrong = float(others.mean())
-    if wrong - right <= max(APART * float(others.std(ddof=1)), LEAST_GAP * abs(wrong)):
-        return ""
-    return (
-        f"metric: it is {right:.4g} for the model and {wrong:.4g} when its outputs are those of "
-        "other samples, and higher counts as better; if smaller is better, give its negative"
-    )
+    if wrong - right > max(APART * float(others.std(ddof=1)), LEAST_GAP * abs(wrong)):
+        yield (
+            f"metric: it is {right:.4g} for the model and {wrong:.4g} when its outputs are those "
+            "of other samples, and higher counts as better; if smaller is better, give its negative"
+        )
 
 
 def _check_shapes(

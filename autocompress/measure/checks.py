@@ -21,7 +21,14 @@ from autocompress.measure.probing import validation_outputs
 from autocompress.measure.tally import readings
 from autocompress.model.float_copy import narrowed_types, noticed_casts
 from autocompress.task.batch_checks import first_batch
-from autocompress.task.batches import NARROWED, NO_BFLOAT16, Inputs, leaves, map_inputs
+from autocompress.task.batches import (
+    NARROWED,
+    NO_BFLOAT16,
+    Inputs,
+    input_tensors,
+    leaves,
+    map_inputs,
+)
 from autocompress.task.calls import named_outputs, primary_output, run_model
 from autocompress.task.copies import copied
 from autocompress.task.task import OutputMetric, Task
@@ -30,7 +37,8 @@ from autocompress.task.user_code import user_code
 SPLITS = ("validation", "train", "calibration", "test")
 NORMS = nn.modules.batchnorm._BatchNorm
 STATISTICS = ("running_mean", "running_var")
-# Packages of modules whose weights are integers.
+# Packages of modules that prepare for quantization, and of those whose weights are integers.
+OBSERVERS = ("torch.ao.quantization.fake_quantize", "torch.ao.quantization.observer")
 INTEGERS = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse")
 
 
@@ -67,6 +75,11 @@ def check_model(task: Task, model: Any, what: str) -> None:
             raise TaskError(
                 f"{place} is quantized already ({type(module).__name__} of PyTorch); "
                 "nearest: the float model that it was made of"
+            )
+        if type(module).__module__.startswith(OBSERVERS):
+            raise TaskError(
+                f"{place} observes or rounds what it reads ({type(module).__name__} of PyTorch); "
+                "nearest: the float model that was prepared for quantization"
             )
         if isinstance(module, nn.LSTM) and module.proj_size > 0:
             raise TaskError(
@@ -140,9 +153,19 @@ def check_outputs(task: Task) -> None:
         )
     single = isinstance(target, Tensor) and target.numel() == 1
     if output.dim() == 0 or (single and output.dim() == 1 and len(output) > 1):
+        nearest = ""
+        shapes = [
+            [tuple(tensor.shape) for tensor in input_tensors(value)]
+            for value in (inputs, task.example_inputs)
+        ]
+        if [(1, *shape) for shape in shapes[0]] == [(1, *shape[1:]) for shape in shapes[1]]:
+            nearest = (
+                f"; validation yields inputs of shape {shapes[0][0]} and example_inputs have "
+                f"{shapes[1][0]}, nearest: batches, as torch.utils.data.DataLoader makes of samples"
+            )
         raise TaskError(
             f"task: the model gives outputs of shape {tuple(output.shape)} for one sample; "
-            f"expected a row per sample, {(1, *output.shape)}"
+            f"expected a row per sample, {(1, *output.shape)}{nearest}"
         )
     for name, value in zip(task.output_weights or (), further, strict=True):
         if value.dim() == 0:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import TaskError
 from autocompress.measure.accumulators import check_fresh, fresh
-from autocompress.measure.accuracy import direction_note, metric_outputs
+from autocompress.measure.accuracy import metric_notes, metric_outputs
 from autocompress.measure.checks import (
     NORMS,
     SPLITS,
@@ -47,7 +47,7 @@ from autocompress.task.calls import (
     run_model,
     tensors_in_order,
 )
-from autocompress.task.copies import copied
+from autocompress.task.copies import copied, is_compiled
 from autocompress.task.free_shapes import argument_names
 from autocompress.task.loading import settled
 from autocompress.task.task import Task
@@ -82,7 +82,7 @@ def prepared(
             check_model(task, model, what)
         if model is not None and not beside:
             check_size(task.name, model)
-    task = _in_float32(_with_checked_data(task), say)
+    task = _in_float32(_without_wrappers(_with_checked_data(task), say), say)
     with suppress(UserCodeError):  # check_task tells errors of forward with their place
         check_outputs(task)
     given, task = task, _with_layout(task, say)
@@ -111,9 +111,8 @@ def prepared(
                 "and files take the shape of example_inputs"
             )
     with suppress(UserCodeError):  # an evaluation tells errors of the metric with their place
-        direction = direction_note(task)
-        if direction:
-            say(direction)
+        for line in metric_notes(task):
+            say(line)
     task = plain_task(task)
     if task.no_gradient:
         say(f"{task.no_gradient}: candidates are not trained")
@@ -219,6 +218,17 @@ def _with_checked_data(task: Task) -> Task:
         if batches is not None:
             splits[split] = settled(batches, split, example, memory, split == "train")
     return replace(task, example_inputs=example, latency_inputs=further, **splits)
+
+
+def _without_wrappers(task: Task, say: Callable[[str], None]) -> Task:
+    """Return the task with the modules that `torch.compile` wrapped in place of its wrappers."""
+    changed: dict[str, Any] = {}
+    for what in ("model", "student"):
+        model = getattr(task, what)
+        if model is not None and any(map(is_compiled, model.modules())):
+            changed[what] = copied(model, None, shares_weights=True)
+            say(f"the {what} is compiled by torch.compile: what was compiled is searched")
+    return replace(task, **changed) if changed else task
 
 
 def _in_float32(task: Task, say: Callable[[str], None]) -> Task:

@@ -197,7 +197,8 @@ def find_modules(
     # The counter of operators does not follow views of parameters that have gradients.
     model = plain_model(model, example_inputs).requires_grad_(False)
     example_inputs = map_inputs(example_inputs, lambda tensor: tensor.cpu())
-    names = [name for name, module in model.named_modules() if kind_of(module) and is_plain(module)]
+    covered = [pair for pair in model.named_modules() if kind_of(pair[1]) and is_plain(pair[1])]
+    names = [name for name, module in covered if module.weight.numel()]
     positions, macs = count_positions(model, example_inputs, names)
     if not positions:
         raise TaskError(

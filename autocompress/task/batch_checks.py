@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import PackedSequence
 from autocompress.errors import TaskError
 from autocompress.task.batches import Batches, Inputs, batch_size, leaves, map_inputs, map_value
 
+WIDE = (torch.uint16, torch.uint32, torch.uint64)
+
 CONSTANTS = (bool, int, float, str, type(None))
 
 
@@ -98,8 +100,9 @@ def checked(batch: Any, split: str, example: Inputs | None = None) -> tuple[Inpu
         example: inputs that it must agree with in argument names and constants, if given.
 
     Returns:
-        (inputs, target); inference tensors are copied, numbers as targets become tensors, and the
-        names of nested mappings are in the order of the example's.
+        (inputs, target); inference tensors are copied, numbers as targets become tensors, wide
+        unsigned integers as targets int64, and the names of nested mappings are in the order of the
+        example's.
 
     Raises:
         TaskError: it is no (inputs, target) pair, has no samples, or its inputs fit no file.
@@ -113,7 +116,7 @@ def checked(batch: Any, split: str, example: Inputs | None = None) -> tuple[Inpu
     check_inputs(batch[0], split, example)
     if batch_size(batch[0]) == 0:
         raise TaskError(f"task: {split} yields a batch without samples; nearest: leave it out")
-    return map_inputs(_ordered(batch[0], example), ordinary), map_value(_tensor(batch[1]), ordinary)
+    return map_inputs(_ordered(batch[0], example), ordinary), map_value(_tensor(batch[1]), _label)
 
 
 def first_batch(batches: Batches, split: str) -> tuple[Inputs, Any]:
@@ -144,6 +147,11 @@ def ordinary(tensor: Tensor) -> Tensor:
         A copy if it was made in inference mode, else the tensor itself.
     """
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _label(tensor: Tensor) -> Tensor:
+    """Return a target that PyTorch can index and compare, which it cannot do with WIDE types."""
+    return tensor.long() if tensor.dtype in WIDE else ordinary(tensor)
 
 
 def _tensor(target: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 TABLES = (nn.Embedding, nn.EmbeddingBag)
+WRAPPED = "_orig_mod"  # the module that `torch.compile` wrapped
 
 
 def copied(
@@ -28,7 +30,7 @@ def copied(
     The copy is made without gradients. Recurrent layers with parametrizations keep the weights that
     they make from others, and a weight with a history of gradients cannot be copied again. Tables
     with `max_norm` have all rows shortened, as lookups of all ids would leave them, and no
-    `max_norm`.
+    `max_norm`. Modules that `torch.compile` wrapped come without the wrapper and its name.
 
     Args:
         model: any module; it is not changed.
@@ -36,13 +38,18 @@ def copied(
         dtype: type of the copy's floating-point numbers; None leaves them.
         shares_weights: True for a copy that is only run. Its parameters are its own, but they read
             the memory of the model's where device and type are the same. Buffers are copied always,
-            since a forward may change them.
+            since a forward may change them. So are parameters that a lookup or a switch to eval
+            mode may write to.
 
     Returns:
         The copy.
     """
     with torch.no_grad():
-        own = copy.deepcopy(model, _views(model) if shares_weights else None)
+        memo = _views(model) if shares_weights else {}
+        for module in reversed(list(model.modules())):  # wrappers may hold wrappers
+            if is_compiled(module):
+                memo[id(module)] = copy.deepcopy(module.get_submodule(WRAPPED), memo)
+        own = copy.deepcopy(model, memo)
         _shorten_rows(own)
         own = own if device is None else own.to(device)
         if dtype is not None:  # `to` would make complex numbers real
@@ -52,6 +59,33 @@ def copied(
 
             own._apply(change)  # type: ignore[no-untyped-call]
         return own.eval()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return True if a module is a wrapper that `torch.compile` made of another.
+
+    Args:
+        module: one module; those below it are not looked at.
+    """
+    # Importing the class takes seconds, and nothing is compiled before it is imported.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
+
+
+def switches_mode_itself(module: nn.Module) -> bool:
+    """Return True if a module would be put into eval mode by a method of its own.
+
+    Such a method may write to parameters, as where it merges low-rank branches into weights.
+
+    Args:
+        module: one module, without those below it.
+
+    Returns:
+        False for a module that is in eval mode.
+    """
+    own, kind = vars(module), type(module)
+    methods = [own.get(name, getattr(kind, name)) for name in ("train", "eval")]
+    return module.training and methods != [nn.Module.train, nn.Module.eval]
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
@@ -161,6 +195,8 @@ def _views(model: nn.Module) -> dict[int, Any]:
     for module in model.modules():
         if getattr(module, "max_norm", None) is not None:  # a lookup shortens rows in place
             written.update(id(parameter) for parameter in module.parameters(recurse=False))
+        if switches_mode_itself(module):
+            written.update(id(parameter) for parameter in module.parameters())
     for parameter in model.parameters():
         plain = type(parameter) is nn.Parameter and not parameter.is_inference()
         if plain and id(parameter) not in written:

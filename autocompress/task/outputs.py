@@ -17,6 +17,7 @@ from torch import Tensor
 
 from autocompress.errors import TaskError
 
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 IGNORED = -100  # the target of a sample or position that does not count
 # Larger logits, such as the infinities of masked classes, are clipped to this: their softmax stays
 # the same, and is never NaN.
@@ -74,17 +75,22 @@ def as_labels(target: Any) -> Tensor | None:
         target: a tensor, an array, a list of numbers, or anything else.
 
     Returns:
-        The labels; None for targets that no default loss reads, such as strings.
+        The labels, unsigned integers as signed ones; None for targets that no default loss reads,
+        such as strings and complex numbers.
     """
     if isinstance(target, Tensor):
-        return target.long() if target.dtype == torch.uint8 else target  # a byte of 156 equals -100
+        if target.is_complex():
+            return None
+        # A byte of 156 equals -100, and PyTorch compares no wider unsigned integers.
+        return target.long() if target.dtype in UNSIGNED else target
     if isinstance(target, np.ndarray) and target.dtype.kind in "biuf":
         return as_labels(torch.from_numpy(np.ascontiguousarray(target)))
     if not isinstance(target, (list, tuple)) or not target:
         return None
     if not all(isinstance(item, (bool, int, float, np.number)) for item in target):
         return None
-    return torch.tensor([item.item() if isinstance(item, np.number) else item for item in target])
+    numbers = [item.item() if isinstance(item, np.number) else item for item in target]
+    return as_labels(torch.tensor(numbers))
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

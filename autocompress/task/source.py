@@ -90,10 +90,10 @@ def load_task(spec: str, **arguments: Any) -> Task:
     if not callable(function):
         functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
         functions = [name for name in functions if not name.startswith("_")]
-        raise TaskError(
-            f"task {spec!r}: {place} has no function {function_name!r}; "
-            f"nearest: {nearest_name(function_name, functions)}"
-        )
+        begin = f"task {spec!r}: {place} has no function {function_name!r}"
+        if isinstance(function, Task):
+            raise TaskError(f"{begin} but a Task of this name; nearest: a function that returns it")
+        raise TaskError(f"{begin}; nearest: {nearest_name(function_name, functions)}")
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

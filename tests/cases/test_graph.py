@@ -4,6 +4,7 @@ groups that do not fit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar
@@ -24,6 +25,7 @@ from autocompress.export.float_graph.float_graph import export_float
 from autocompress.export.prepare import prepare
 from autocompress.measure.accuracy import evaluate_session
 from autocompress.model import dependency_graph as coupling
+from autocompress.model.plain.plain import plain_model
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.runtime import common_shapes, example_sizes
@@ -687,6 +689,50 @@ def test_an_error_of_the_exporter_names_its_cause_and_place() -> None:
 
     with pytest.raises(ExportError, match=r"data-dependent.*test_graph\.py:\d+"):
         export_float(Branch().eval(), torch.rand(2, 4))
+
+
+class Flagged(nn.Module):
+    """Asks buffers and a parameter for their values, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+        self.register_buffer("initialized", torch.tensor(1, dtype=torch.uint8))
+        self.register_buffer("sizes", torch.tensor([[2, 1], [3, 2]]))
+        self.register_buffer("calls", torch.tensor(7))
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.initialized.item() == 0:
+            self.layer.weight.data.zero_()
+        if self.calls > 5 and self.initialized:
+            x = x * 2
+        self.calls += 1
+        first, second = x.split([int(a * b) for a, b in self.sizes[:1]] + [4], 1)
+        for rows, columns in self.sizes.tolist():
+            x = torch.cat([second, first], 1) + rows / columns
+        return self.layer(x) / self.temperature.item()
+
+
+def test_values_of_small_buffers_and_parameters_are_known_to_the_tracer() -> None:
+    model, x = Flagged().eval(), torch.rand(2, 6)
+    graph = export_float(copy.deepcopy(model), x)
+    session = open_session(graph.proto.SerializeToString())
+    with torch.no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, atol=1e-5)
+    plain = plain_model(model, x)
+    np.testing.assert_allclose(plain(x).detach().numpy(), expected, atol=1e-5)
+    assert int(model.calls) == 8, "only the call above"
+
+
+def test_a_branch_on_a_number_that_is_an_input_is_an_error() -> None:
+    class Late(nn.Module):
+        def forward(self, x: Tensor, step: Tensor) -> Tensor:
+            return x * 2 if step > 3 else x
+
+    with pytest.raises(ExportError, match="data-dependent"):
+        export_float(Late().eval(), (torch.rand(2, 4), torch.tensor(5)))
 
 
 def test_outputs_of_different_lengths_are_named_where_a_metric_must_see_them_as_one() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from autocompress import OutputMetric, Task
 from autocompress.errors import TaskError
 from autocompress.measure.accuracy import (
-    direction_note,
     evaluate_model,
     evaluate_session,
+    metric_notes,
     metric_outputs,
     model_outputs,
 )
@@ -258,14 +260,87 @@ class ErrorSoFar:
 
 @pytest.mark.parametrize("metric", [squared_error, ErrorSoFar])
 def test_a_metric_of_which_less_is_better_is_noted(metric: Any) -> None:
-    line = direction_note(labelled(metric))
+    (line,) = metric_notes(labelled(metric))
     assert re.match(r"metric: it is 0\.0\d+ for the model .* give its negative", line)
 
 
 def test_negative_errors_and_scores_of_random_labels_are_taken() -> None:
-    assert not direction_note(labelled(lambda outputs, targets: -squared_error(outputs, targets)))
+    assert not [*metric_notes(labelled(lambda outputs, targets: -squared_error(outputs, targets)))]
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(0, 3, (128,), generator=generator)
         task = labelled(lambda o, t: float((o.argmax(1) == t).float().mean()), targets=labels)
-        assert not direction_note(task)
+        assert not list(metric_notes(task))
+
+
+def same_class(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets.argmax(1)).float().mean())
+
+
+class Summing:
+    """Adds each call to those before it, as an accumulator that nobody resets."""
+
+    def __init__(self, size: int = 10**9) -> None:
+        self.seen: deque[float] = deque(maxlen=size)
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        self.seen.append(same_class(outputs, targets))
+        return sum(self.seen) / len(self.seen)
+
+
+@pytest.mark.parametrize("where", ["metric", "extra"])
+@pytest.mark.parametrize("size", [2, 10**9])
+def test_a_metric_with_a_memory_is_refused(where: str, size: int) -> None:
+    task = labelled(Summing(size) if where == "metric" else same_class)
+    if where == "extra":
+        task = replace(task, extra_metrics={"extra": Summing(size)})
+    with pytest.raises(TaskError, match=rf"{where} returned 0\.\d+ and later 0\.\d+ for the same"):
+        list(metric_notes(task))
+
+
+def test_a_metric_that_draws_numbers_of_its_own_is_noted_and_a_seeded_one_is_taken() -> None:
+    own = torch.Generator().manual_seed(0)
+
+    def drawn(outputs: Tensor, targets: Tensor, generator: torch.Generator | None) -> float:
+        rows = torch.randint(0, len(outputs), (50,), generator=generator)
+        return same_class(outputs[rows], targets[rows])
+
+    (line,) = metric_notes(labelled(lambda o, t: drawn(o, t, own), noise=1.0))
+    assert re.match(r"metric: it is 0\.\d+ and then 0\.\d+ for the same outputs", line)
+    assert not list(metric_notes(labelled(lambda o, t: drawn(o, t, None))))
+
+
+def shaped(metric: Any, targets: tuple[int, ...], outputs: tuple[int, ...]) -> Task:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Unflatten(1, outputs) if outputs else nn.Flatten(0))
+    inputs = torch.randn(64, 4)
+    with torch.no_grad():
+        labels = (model(inputs).reshape(-1, *targets) > 0).float()
+    batches = list(zip(inputs.split(32), labels.split(32), strict=True))
+    return Task("shaped", model, inputs[:1], batches, metric, batch_first=True)
+
+
+def yes_or_no(outputs: Tensor, targets: Tensor) -> float:
+    return float(((outputs > 0).float() == targets).float().mean())
+
+
+@pytest.mark.parametrize(("targets", "outputs"), [((), (1,)), ((1,), ()), ((1,), (1, 1))])
+def test_a_metric_that_compares_each_output_with_each_target_is_noted(
+    targets: tuple[int, ...], outputs: tuple[int, ...]
+) -> None:
+    (line,) = metric_notes(shaped(yes_or_no, targets, outputs))
+    assert re.match(
+        rf"metric: it is 0\.\d+ for outputs of shape {re.escape(str((32, *outputs)))} with targets "
+        rf"of shape {re.escape(str((32, *targets)))}, and 1 if both have that of the targets",
+        line,
+    )
+
+
+def test_metrics_that_reshape_outputs_are_taken() -> None:
+    for metric in (
+        lambda o, t: yes_or_no(o.squeeze(-1), t),
+        lambda o, t: yes_or_no(o[:, 0], t),
+        lambda o, t: yes_or_no(o, t[:, None]),
+    ):
+        assert not list(metric_notes(shaped(metric, (), (1,))))
+    assert not list(metric_notes(shaped(yes_or_no, (1,), (1,))))

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from autocompress import Task, load_task
 from autocompress.errors import TaskError
-from autocompress.measure.checks import check_augment, check_model, check_task
+from autocompress.measure.checks import check_augment, check_model, check_outputs, check_task
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,21 @@ def test_a_model_that_is_quantized_already_is_named() -> None:
         TaskError, match=r"model's 0 is quantized already .*; nearest: the float mo"
     ):
         check_model(taking(integers, torch.randn(2, 8)), integers, "model")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_model_that_is_prepared_for_quantization_is_named() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    observed = torch.ao.quantization.prepare_qat(model)
+    with pytest.raises(
+        TaskError, match=r"model's 0\.weight_fake_quant observes .*; nearest: the float"
+    ):
+        check_model(taking(observed, torch.randn(2, 8)), observed, "model")
+
+
+def test_single_samples_in_place_of_batches_are_named() -> None:
+    data = TensorDataset(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))
+    task = replace(taking(nn.Linear(4, 3), torch.randn(1, 4)), validation=data)
+    with pytest.raises(TaskError, match=r"validation yields inputs of shape \(4,\) .*DataLoader"):
+        check_outputs(task)

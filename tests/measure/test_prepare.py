@@ -191,3 +191,19 @@ def test_a_loss_that_the_model_returns_first_is_not_judged() -> None:
         prepared(replace(task_of(squeezed), example_inputs=X[:1]))
     weighed = prepared(replace(task, output_weights={"1": 1.0}))
     assert list(weighed.outputs_of(weighed.model, (X, labels))) == ["1"]
+
+
+def test_a_compiled_model_is_searched_as_what_was_compiled() -> None:
+    layers = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    model = torch.compile(layers, backend="eager")
+    x, said = torch.randn(8, 4), list[str]()
+    task = prepared(
+        Task("compiled", model, x[:1], [(x, torch.zeros(8, dtype=torch.int64))], accuracy),
+        said.append,
+    )
+    assert said == ["the model is compiled by torch.compile: what was compiled is searched"]
+    assert [name for name, _ in task.model.named_children()] == ["0", "1", "2"]
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> float:
+    return float((outputs.argmax(1) == targets).float().mean())

@@ -74,3 +74,12 @@ def test_tensors_of_inference_mode_are_copied_and_others_are_not() -> None:
     assert torch.equal(copied, X + 1)
     assert ordinary(X) is X
     assert not checked((X, {"y": made}), "train")[1]["y"].is_inference()
+
+
+@pytest.mark.parametrize("kind", [torch.uint16, torch.uint32, torch.uint64])
+def test_targets_of_wide_unsigned_integers_become_int64(kind: torch.dtype) -> None:
+    labels = torch.tensor([3, 60000], dtype=kind)
+    _, target = checked((torch.zeros(2, 4), {"a": labels, "b": labels.byte()}), "validation")
+    assert target["a"].dtype is torch.int64
+    assert target["a"].tolist() == [3, 60000]
+    assert target["b"].dtype is torch.uint8

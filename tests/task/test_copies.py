@@ -172,3 +172,62 @@ def test_the_state_of_a_model_is_its_tensors() -> None:
     assert all(torch.equal(value, values[name]) for name, value in named_state(model).items())
     with pytest.raises(ValueError, match=r"no 0\.weight of shape \(1,\)"):
         set_state(model, {"0.weight": torch.zeros(1)})
+
+
+class Merging(nn.Linear):
+    """Adds a branch to its weight in eval mode and takes it out in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.branch = nn.Parameter(torch.ones(3, 3))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        super().train(mode)
+        if self.merged is mode:
+            self.weight.data += -self.branch if mode else self.branch
+            self.merged = not mode
+        return self
+
+
+class Holding(nn.Module):
+    """Writes to the weights below it in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def eval(self) -> Holding:
+        if self.training:
+            self.inner.weight.data *= 2.0
+        super().eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", [Merging, Holding])
+def test_switching_a_copy_to_eval_mode_leaves_the_weights_of_the_model(
+    kind: type[nn.Module],
+) -> None:
+    model = kind()
+    before = {name: value.clone() for name, value in named_state(model).items()}
+    first, second = (copied(model, shares_weights=True) for _ in range(2))
+    assert all(torch.equal(before[name], value) for name, value in named_state(model).items())
+    x = torch.randn(4, 3)
+    assert torch.equal(first(x), second(x))
+    assert torch.equal(first(x), copied(model)(x))
+
+
+def test_a_copy_has_what_was_compiled_in_place_of_its_wrappers() -> None:
+    layer = nn.Linear(3, 3)
+    inner = torch.compile(layer, backend="eager")
+    model = torch.compile(nn.Sequential(inner, nn.ReLU(), inner), backend="eager")
+    own = copied(model, shares_weights=True)
+    assert list(named_state(own)) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert type(own) is nn.Sequential
+    assert own[0] is own[2]
+    assert own[0].weight.data_ptr() == layer.weight.data_ptr()
+    x = torch.randn(2, 3)
+    assert torch.equal(own(x), layer(layer(x).relu()))

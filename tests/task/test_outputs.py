@@ -73,6 +73,8 @@ def test_targets_become_tensors_where_they_are_numbers() -> None:
         (np.array([1, 2]), [1, 2]),
         (np.array([True, False]), [True, False]),
         (np.array([156], dtype=np.uint8), [156]),
+        (np.array([60000], dtype=np.uint16), [60000]),
+        (torch.tensor([3, 2], dtype=torch.uint32), [3, 2]),
         (np.arange(6)[::2], [0, 2, 4]),
         ([1, 2.5], [1.0, 2.5]),
         ((np.float32(0.5), True), [0.5, 1.0]),
@@ -81,7 +83,8 @@ def test_targets_become_tensors_where_they_are_numbers() -> None:
         labels = as_labels(target)
         assert labels is not None
         assert labels.tolist() == expected
-    for target in (None, [], "text", ["a"], np.array(["a"]), {"a": 1}, [[1], [2]]):
+    strange = (torch.tensor([1j]), np.array([1j]), [np.complex64(1j)])
+    for target in (None, [], "text", ["a"], np.array(["a"]), {"a": 1}, [[1], [2]], *strange):
         assert as_labels(target) is None
 
 

@@ -78,6 +78,9 @@ def test_what_the_function_raises_has_its_line(folder: Path) -> None:
 def test_a_wrong_spec_is_told_with_what_would_do(folder: Path) -> None:
     with pytest.raises(TaskError, match=r"has no function 'NAME'; nearest: fails, task$"):
         load_task(f"{folder}/mine.py:NAME")
+    (folder / "made.py").write_text((folder / "mine.py").read_text() + "\nmade = task()\n")
+    with pytest.raises(TaskError, match="no function 'made' but a Task of this name; nearest: a f"):
+        load_task(f"{folder}/made.py:made")
     with pytest.raises(
         TaskError, match=r"no module 'autocompress.no_such'; expected an importable"
     ):

@@ -209,7 +209,7 @@ def trace(
     wrapped = _ByPosition(model, inputs, [output.path for output in outputs])
     dynamic = (tuple(shape or None for shape in shapes),) if free else None
     needed = [(d.position, d.dimension) for d in free if d.is_batch or d.sizes]
-    with quiet(), traceable_layers(), torch.no_grad():
+    with quiet(), traceable_layers(model), torch.no_grad():
         program = _program(wrapped, tuple(traced), dynamic, needed)
         _drop_checks(program)
         program = translatable(program)

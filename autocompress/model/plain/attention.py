@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,11 @@ from torch.nn.modules import transformer
 
 # Two threads that trace would otherwise put back each other's values for good.
 TRACING = threading.RLock()
+SMALL = 64  # elements of a tensor whose value a tracer knows
 
 
 @contextlib.contextmanager
-def traceable_layers() -> Iterator[None]:
+def traceable_layers(model: nn.Module) -> Iterator[None]:
     """Let tracers follow the layers of transformers of PyTorch inside the block.
 
     The fast path of nn.TransformerEncoderLayer and nn.MultiheadAttention is one operator, which
@@ -27,8 +29,14 @@ def traceable_layers() -> Iterator[None]:
     read the values of a mask to find out if it is causal, which no tracer can. That is a hint for
     faster kernels: the mask is applied either way. Both are settings of the process, so one thread
     after the other runs the block.
+
+    The tracer also knows the values of small parameters and buffers, which a forward may ask for
+    (`if self.initialized:`, `self.temperature.item()`).
+
+    Args:
+        model: what is traced; it is not changed.
     """
-    with TRACING:
+    with TRACING, _known_values(model):
         fast, detect = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
         torch.backends.mha.set_fastpath_enabled(False)
         transformer._detect_is_causal_mask = _stated_as_causal
@@ -37,6 +45,38 @@ def traceable_layers() -> Iterator[None]:
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             transformer._detect_is_causal_mask = detect
+
+
+@contextlib.contextmanager
+def _known_values(model: nn.Module) -> Iterator[None]:
+    """Let fake tensors of small parameters and buffers know their values inside the block.
+
+    PyTorch computes what is made of such tensors alone while it traces, and forgets a value when a
+    forward writes to its tensor.
+    """
+    # Imported late, as what imports it takes long.
+    from torch._subclasses import fake_tensor
+
+    state = (*model.parameters(), *model.buffers())
+    small = {id(tensor): tensor for tensor in state if 0 < tensor.numel() <= SMALL}
+    converter, limit = fake_tensor.FakeTensorConverter, fake_tensor.CONSTANT_NUMEL_LIMIT
+    convert = converter.from_real_tensor
+
+    def converted(self: Any, mode: Any, t: Tensor, *args: Any, **kwargs: Any) -> Any:
+        fake: Any = convert(self, mode, t, *args, **kwargs)
+        if small.get(id(t)) is t and fake.constant is None:
+            with torch._C._DisableTorchDispatch():
+                fake.constant = t.detach().clone()  # operators in place write to it
+            self.add_constant_storage_mapping(fake)
+        return fake
+
+    converter.from_real_tensor = converted  # type: ignore[method-assign, assignment]
+    fake_tensor.CONSTANT_NUMEL_LIMIT = SMALL  # of what is made of them
+    try:
+        yield
+    finally:
+        converter.from_real_tensor = convert  # type: ignore[method-assign]
+        fake_tensor.CONSTANT_NUMEL_LIMIT = limit
 
 
 def _stated_as_causal(

@@ -27,12 +27,17 @@ from autocompress.model.plain.hugging_face import exportable, without_cache
 from autocompress.model.plain.program import COVERED, exported_program, with_modules
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.same import check_same, same_outputs
-from autocompress.model.plain.split import split_modules
+from autocompress.model.plain.split import split_modules, with_strangers
 from autocompress.model.plain.transposed import SplitTransposed
 from autocompress.model.plain.watch import learns, watched
 from autocompress.task.batches import Inputs, map_inputs
 from autocompress.task.calls import call_model
-from autocompress.task.copies import copied, shortened_rows
+from autocompress.task.copies import (
+    copied,
+    is_compiled,
+    shortened_rows,
+    switches_mode_itself,
+)
 from autocompress.task.task import Task
 from autocompress.task.user_code import UserCodeError
 
@@ -64,9 +69,9 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     """Return a copy of a model on the CPU, in eval mode, whose covered modules are plain.
 
     That is the module tree with fused modules split, if all covered modules are plain and it gives
-    the same outputs, with gradients; else the exported program. If no program can be exported, the
-    tree is returned all the same (whole, if splitting changes its outputs); `is_plain` tells which
-    of its modules are not covered then.
+    the same outputs, with gradients and whatever the classes of these modules; else the exported
+    program. If no program can be exported, the tree is returned all the same (whole, if splitting
+    changes its outputs); `is_plain` tells which of its modules are not covered then.
 
     Args:
         model: any module; it is not changed.
@@ -92,13 +97,15 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     plain = alike and all(map(is_plain, model.modules())) and not _shares_modules(model)
     plain = plain and not isinstance(tree, COVERED)  # a module needs a name
     trains = not plain or learns(tree, inputs)
-    more = bool(seen.outside) or seen.hides or not trains
+    stands = not plain or same_outputs(model, with_strangers(tree), inputs)
+    more = bool(seen.outside) or seen.hides or not trains or not stands
     if plain and (isinstance(model, fx.GraphModule) or not more):
         return tree
     # The original is exported, not a copy: a forward that was set on an instance reads the weights
-    # of the module that it was made for.
+    # of the module that it was made for. Not so if that would change the original.
     on_cpu = all(value.device.type == "cpu" for value in (*model.parameters(), *model.buffers()))
-    exported = original if on_cpu else model
+    changes = any(is_compiled(part) or switches_mode_itself(part) for part in original.modules())
+    exported = original if on_cpu and not changes else model
     with _in_eval_mode(exported), exportable(exported), shortened_rows(exported):
         program = _program(exported, inputs)
         program = None if program is None else copied(program, shares_weights=True)
@@ -107,7 +114,7 @@ def plain_model(model: nn.Module, example_inputs: Inputs) -> nn.Module:
     if plain and not trains and learns(program, inputs):
         return program
     covers_more = watched(program, inputs).covered_size > seen.covered_size
-    return tree if plain and not (seen.hides or covers_more) else program
+    return tree if plain and stands and not (seen.hides or covers_more) else program
 
 
 def form_of(plain: nn.Module) -> str:
@@ -174,7 +181,7 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
     for traced in reversed(compared):
         for strict in (False, True):  # only the strict tracer follows len(tensor)
             try:
-                with _quiet(), traceable_layers():
+                with _quiet(), traceable_layers(model):
                     program = exported_program(model, traced, strict)
                     graph = with_modules(program, model)
             except Exception:

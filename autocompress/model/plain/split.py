@@ -17,6 +17,8 @@ from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.transposed import SplitTransposed
 from autocompress.task.copies import copied
 
+REPLACED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # classes that the simulation replaces
+
 
 def split_modules(model: nn.Module) -> nn.Module:
     """Return a copy of a model with its fused modules split, in eval mode.
@@ -56,6 +58,42 @@ def with_others(model: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
     own |= {id(model.get_submodule(name)): other for name, other in others.items()}
     with torch.no_grad():
         return copy.deepcopy(model, own)
+
+
+class _Stranger(nn.Module):
+    """Compute as a module of another class, whose attributes it shows, without its parameters."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__()
+        self._source = (source,)  # in a tuple: its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_source"][0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module returns."""
+        return self._source[0](*args, **kwargs)
+
+
+def with_strangers(model: nn.Module) -> nn.Module:
+    """Return a copy of a model whose linear layers, convolutions and tables are of another class.
+
+    The simulation replaces modules by others. A forward that asks for classes or parameters
+    (`isinstance(layer, nn.Linear)`, `next(self.parameters())`) may then do something else. This
+    copy does so too, though each of its modules computes the same.
+
+    Args:
+        model: a plain tree with fused modules split.
+
+    Returns:
+        The copy.
+    """
+    own = copied(model, None, shares_weights=True)
+    replaced = {name: part for name, part in own.named_modules() if isinstance(part, REPLACED)}
+    return with_others(own, {name: _Stranger(part) for name, part in replaced.items()})
 
 
 def _split(module: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from autocompress.export.float_graph.float_graph import export_float
 from autocompress.export.float_graph.same import (
     BATCHES,
     NOISE,
@@ -19,6 +20,7 @@ from autocompress.export.float_graph.same import (
     close,
 )
 from autocompress.export.float_graph.shared_graph import SharedGraph
+from autocompress.task.free_shapes import FreeDimension
 
 N, T = sympy.Symbol("n"), sympy.Symbol("t")
 
@@ -227,3 +229,29 @@ def test_rounding_of_a_filler_excuses_no_difference_of_other_values(filler: floa
         else:
             with pytest.raises(Differs, match="output 0 of the ONNX graph differs"):
                 check_same(SharedGraph(proto), Masked(), X, none, (), True)
+
+
+def test_rows_that_are_not_shifted_keep_their_columns() -> None:
+    x = torch.arange(8.0).view(2, 4)
+    larger = BATCH.resized(x, {N: 3}, rotated=False)
+    assert larger.tolist() == [x[0].tolist(), (x[1] * 63 / 64).tolist(), (x[0] * 62 / 64).tolist()]
+    assert BATCH.resized(x.long(), {N: 3}, rotated=False).tolist() == x[[0, 1, 0]].long().tolist()
+
+
+class Columns(nn.Module):
+    """Looks its first column up in a short table, as the number of a category."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x[:, 0].long()) + x[:, 1:]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_a_batch_is_free_where_columns_hold_other_kinds_of_values(kind: torch.dtype) -> None:
+    x = torch.tensor([[2.0, 700.0, -800.0]]).to(kind)
+    exported = export_float(Columns().eval(), x, (), (FreeDimension(0, 0, "x", "batch"),))
+    assert exported.fixed == ()
+    assert exported.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"

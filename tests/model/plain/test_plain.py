@@ -269,3 +269,59 @@ def test_a_program_keeps_a_tie_to_a_transposed_table() -> None:
         ("table", "embedding", 1),
         ("inner", "linear", 0),
     ]
+
+
+class AsksForClasses(nn.Module):
+    """Has a residual around linear layers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x) + (x if self.linear(layer) else 0)
+        return x
+
+    def linear(self, layer: nn.Module) -> bool:
+        return isinstance(layer, nn.Linear)
+
+
+class AsksForTypes(AsksForClasses):
+    def linear(self, layer: nn.Module) -> bool:
+        return type(layer) is nn.Linear
+
+
+class AsksForParameters(AsksForClasses):
+    def linear(self, layer: nn.Module) -> bool:
+        return len(list(layer.parameters())) == 2
+
+
+class AsksForDevice(AsksForClasses):
+    """Fails without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(next(self.parameters())))
+
+
+class AsksForAttributes(AsksForClasses):
+    """Reads what modules that stand for others have too."""
+
+    def linear(self, layer: nn.Module) -> bool:
+        return hasattr(layer, "weight") and layer.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize("kind", [AsksForClasses, AsksForTypes, AsksForParameters, AsksForDevice])
+def test_a_model_that_asks_for_classes_or_parameters_of_its_layers_becomes_a_program(
+    kind: type[nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    plain = plain_model(model, X)
+    assert form_of(plain) == "program"
+    assert [module.name for module in find_modules(model, X)] == ["layers.0", "layers.2"]
+    torch.testing.assert_close(plain(X), model(X))
+
+
+def test_a_model_that_reads_attributes_of_its_layers_stays_a_tree() -> None:
+    assert form_of(plain_model(AsksForAttributes().eval(), X)) == "whole"
