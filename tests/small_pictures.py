@@ -145,7 +145,9 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
         Qwen2VLImageProcessorPil,
     )
 
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    part = DECODER["head_dim"] // 8
+    sections = [part, part, 2 * part]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(
         text_config={**DECODER, "rope_parameters": rope},
         vision_config=vision,
@@ -164,12 +166,14 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
 
 
 def _qwen2_vl(folder: Path) -> None:
-    sizes = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}
+    width = DECODER["hidden_size"]
+    sizes = {"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 4, "mlp_ratio": 2}
     _qwen(folder, "Qwen2VL", {**sizes, "patch_size": 8})
 
 
 def _qwen2_5_vl(folder: Path) -> None:
-    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+    width = DECODER["hidden_size"]
+    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": width}
     windows = {"window_size": 32, "fullatt_block_indexes": [1]}
     _qwen(folder, "Qwen2_5_VL", {**sizes, **windows, "num_heads": 4, "patch_size": 8})
 

@@ -23,6 +23,7 @@ from autocompress.export.genai.noise import Arrays
 Array = NDArray[np.float32]
 ArrayOf = Callable[[TensorProto], NDArray[Any]]
 SEEN = 4  # values by which a tensor is recognised
+ROUNDED = 0.0051  # largest error of a factor that is rounded to two digits
 
 
 def with_model_names(proto: ModelProto, parameters: Arrays, array_of: ArrayOf) -> ModelProto:
@@ -158,3 +159,30 @@ def _changed(parameter: str, form: str, output: str) -> NodeProto:
     if form == "plus one":
         return helper.make_node("Add", [parameter, ONE], [output], name=output)
     return helper.make_node("Transpose", [parameter], [output], name=output, perm=[1, 0])
+
+
+def unround_factor(proto: ModelProto, table: str) -> None:
+    """Give the factor of embeddings, which is the root of their width, all of its digits.
+
+    The builder writes two digits behind the point for Gemma. Other factors stay as they are.
+
+    Args:
+        proto: a graph with the names of the model; it is changed.
+        table: name of the weight in which words are looked up.
+    """
+    graph = proto.graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    rows = {
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "Gather" and node.input[0] == table and table in tensors
+    }
+    for node in graph.node:
+        if node.op_type != "Mul" or node.input[0] not in rows or node.input[1] not in tensors:
+            continue
+        root = np.sqrt(np.float32(tensors[table].dims[1]))
+        factor = numpy_helper.to_array(tensors[node.input[1]])
+        if factor.size == 1 and abs(float(factor) - root) <= ROUNDED:
+            node.input[1] = f"{table}/factor"
+            graph.initializer.append(numpy_helper.from_array(np.array(root), node.input[1]))
+    remove_dead_nodes(proto)
