@@ -16,7 +16,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import ExportError
-from autocompress.export.float_graph.subgraphs import remove_dead_nodes
+from autocompress.export.float_graph.subgraphs import (
+    constant_value,
+    producers,
+    remove_dead_nodes,
+)
 from autocompress.export.genai.joining import join_products
 from autocompress.export.genai.noise import Arrays
 
@@ -171,18 +175,14 @@ def unround_factor(proto: ModelProto, table: str) -> None:
         table: name of the weight in which words are looked up.
     """
     graph = proto.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    rows = {
-        node.output[0]
-        for node in graph.node
-        if node.op_type == "Gather" and node.input[0] == table and table in tensors
-    }
+    made = producers(graph)
+    widths = [tensor.dims[1] for tensor in graph.initializer if tensor.name == table]
     for node in graph.node:
-        if node.op_type != "Mul" or node.input[0] not in rows or node.input[1] not in tensors:
+        lookup = made.get(node.input[0]) if node.op_type == "Mul" else None
+        if lookup is None or lookup.op_type != "Gather" or lookup.input[0] != table:
             continue
-        root = np.sqrt(np.float32(tensors[table].dims[1]))
-        factor = numpy_helper.to_array(tensors[node.input[1]])
-        if factor.size == 1 and abs(float(factor) - root) <= ROUNDED:
+        factor, root = constant_value(made.get(node.input[1])), np.sqrt(np.float32(widths[0]))
+        if factor is not None and factor.size == 1 and abs(factor.item() - root) <= ROUNDED:
             node.input[1] = f"{table}/factor"
             graph.initializer.append(numpy_helper.from_array(np.array(root), node.input[1]))
     remove_dead_nodes(proto)

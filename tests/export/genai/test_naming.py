@@ -75,15 +75,14 @@ def test_a_parameter_that_the_graph_lacks_is_an_error() -> None:
 def test_a_rounded_root_of_the_width_gets_all_digits(factor: float, written: float) -> None:
     """Models whose factor is another one have it as it is."""
     table = PARAMETERS["embed.weight"]
+    number = numpy_helper.from_array(np.array(factor, np.float32))
     nodes = [
+        helper.make_node("Constant", [], ["factor"], value=number),
         helper.make_node("Gather", ["embed.weight", "ids"], ["rows"]),
         helper.make_node("Mul", ["rows", "factor"], ["words"]),
         helper.make_node("Mul", ["words", "factor"], ["twice"]),
     ]
-    tensors = [
-        numpy_helper.from_array(table, "embed.weight"),
-        numpy_helper.from_array(np.array(factor, np.float32), "factor"),
-    ]
+    tensors = [numpy_helper.from_array(table, "embed.weight")]
     ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
     ends = [helper.make_tensor_value_info("twice", TensorProto.FLOAT, ["n", 8])]
     graph = helper.make_graph(nodes, "scaled", [ids], ends, tensors)
