@@ -20,7 +20,7 @@ from autocompress.huggingface.models.vision_language.features import (
     of_tiles,
     plain_table,
 )
-from autocompress.huggingface.models.vision_language.qwen import PatchGrid, Patches
+from autocompress.huggingface.models.vision_language.qwen import Patches, PatchGrid
 
 Features = Callable[[Any, Tensor], Tensor]
 # Type of a model -> what computes (n, parts, width) features of its pictures. Qwen needs a grid.

@@ -81,7 +81,9 @@ def test_attention_sees_the_whole_picture_within_the_window(steps: list[int]) ->
         name: draw.standard_normal((1, len(NUMBERS), count * SIZE), np.float32)
         for name, count in (("query", HEADS), ("key", GROUPS), ("value", GROUPS))
     }
-    cache = {f"past_{name}": np.zeros((1, GROUPS, 0, SIZE), np.float32) for name in ("key", "value")}
+    cache = {
+        f"past_{name}": np.zeros((1, GROUPS, 0, SIZE), np.float32) for name in ("key", "value")
+    }
     start, outputs = 0, []
     for step in steps:
         end = start + step

@@ -32,7 +32,7 @@ def session() -> Any:
 
 
 def positions(numbers: list[int]) -> list[tuple[int, int, int]]:
-    """Return the positions of Qwen2-VL in time, row and column: a picture is as long as its side."""
+    """Return positions in time, row and column; a picture takes as many as its longer side."""
     made, following = list[tuple[int, int, int]](), 0
     for number in numbers:
         if number == 0:

@@ -173,7 +173,7 @@ def test_two_pictures_in_a_prompt_are_read_as_the_library_reads_them(
     for _ in tokens:
         whole = torch.tensor([[*prompt, *written]])
         kinds = (whole == model.config.image_token_id).long()
-        types = {name: kinds for name in TYPES.get(model.config.model_type, ())}
+        types = dict.fromkeys(TYPES.get(model.config.model_type, ()), kinds)
         with torch.no_grad():
             logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **own, **types)
         written.append(int(logits.logits[0, -1].argmax()))
