@@ -82,7 +82,8 @@ class PooledProjector(nn.Module):
         Args:
             vision_outputs: (n, patches, width).
         """
-        rows = vision_outputs.transpose(1, 2).unflatten(2, (self.side, self.side)).contiguous()
+        states: Any = vision_outputs.transpose(1, 2)
+        rows = states.unflatten(2, (self.side, self.side)).contiguous()
         pooled = self.avg_pool(rows).flatten(2).transpose(1, 2)
         projected: Tensor = self.mm_input_projection(self.mm_soft_emb_norm(pooled))
         return projected
