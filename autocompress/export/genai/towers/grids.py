@@ -108,8 +108,9 @@ class Grid:
         known = {"number": number, "seen": seen, "rates": "grid/rates", "axes": "grid/axes"}
         ends = {"cosines": COSINES, "sines": SINES, "index": INDEX}
         nodes = piece(text, "grid", {**known, **ends})
-        for name, values in (("rates", np.float32(self.rates)), ("axes", np.int64(self.axes))):
-            graph.initializer.append(numpy_helper.from_array(values, known[name]))
+        rates, axes = np.array(self.rates, np.float32), np.array(self.axes, np.int64)
+        graph.initializer.append(numpy_helper.from_array(rates, known["rates"]))
+        graph.initializer.append(numpy_helper.from_array(axes, known["axes"]))
         for layer in graph.node:
             if layer.op_type == ATTENTION:
                 nodes += _turn_before(layer)

@@ -89,6 +89,36 @@ class PooledProjector(nn.Module):
         return projected
 
 
+def masks_of_blocks(
+    is_picture: Tensor, mask: Tensor, window: int, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Return what tokens see in the layers of Gemma 3: those before them, and their whole picture.
+
+    The code of the library makes them with torch.vmap, which the exporter of ONNX does not take.
+
+    Args:
+        is_picture: (n, length) True for parts of pictures.
+        mask: (n, length), 0 for padding behind the text.
+        window: tokens that one sees in layers with a window, with itself.
+        dtype: of the masks.
+
+    Returns:
+        By type of layers (n, 1, length, length), 0 for what is seen, else the lowest number.
+    """
+    place = torch.arange(mask.shape[1], device=mask.device)
+    distance = place[:, None] - place
+    before = torch.cat([torch.zeros_like(is_picture[:, :1]), is_picture[:, :-1]], 1)
+    picture = (is_picture & ~before).long().cumsum(1) * is_picture
+    same = (picture[:, :, None] == picture[:, None]) & is_picture[:, :, None]
+    seen = ((distance >= 0) | same) & mask[:, None].bool()
+    lowest = torch.finfo(dtype).min
+    kinds = {"full_attention": seen, "sliding_attention": seen & (distance < window)}
+    return {
+        name: torch.zeros_like(kind, dtype=dtype).masked_fill(~kind, lowest)[:, None]
+        for name, kind in kinds.items()
+    }
+
+
 def linear(weight: Tensor) -> nn.Linear:
     """Return a linear module without a bias.
 

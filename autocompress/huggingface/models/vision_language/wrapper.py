@@ -15,6 +15,7 @@ from autocompress.export.genai.towers.grids import Grid
 from autocompress.huggingface.extra import library
 from autocompress.huggingface.models.vision_language.features import (
     PooledProjector,
+    masks_of_blocks,
     of_batch,
     of_layers,
     of_tiles,
@@ -159,18 +160,18 @@ class PicturesAndText(nn.Module):
         is_picture = tokens == self.config.image_token_id
         embeddings = self._embeddings(tokens, is_picture, self.features(pixel_values))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        further = {}
         if self.grid is not None:
             positions = self.grid.positions(is_picture, mask, positions)
-        if self.has_blocks:
-            further["token_type_ids"] = is_picture.long()
         inner: Any = self.model
+        seen: Any = mask
+        if self.has_blocks:
+            window = self.config.get_text_config(decoder=True).sliding_window
+            seen = masks_of_blocks(is_picture, mask, window, embeddings.dtype)
         hidden = inner.model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
+            attention_mask=seen,
             position_ids=positions,
             use_cache=False,
-            **further,
         ).last_hidden_state
         if self.has_window:
             chosen = hidden.gather(1, asked[..., None].expand(-1, -1, hidden.shape[2]))
