@@ -121,7 +121,7 @@ def _gemma3(folder: Path) -> None:
     config = transformers.Gemma3Config(
         text_config={
             **DECODER,
-            "sliding_window": 16,
+            "sliding_window": 6,  # all prompts are longer
             "layer_types": ["sliding_attention", "full_attention"],
         },
         vision_config={**VISION, "vision_use_head": False},
