@@ -71,12 +71,12 @@ def tokenizer(picture: str, **names: str) -> Any:
     return made
 
 
-def _llava(folder: Path, decoder: str = "Llama") -> None:
+def _llava(folder: Path, decoder: str = "Llama", **more: Any) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=getattr(transformers, f"{decoder}Config")(**DECODER),
+        text_config=getattr(transformers, f"{decoder}Config")(**DECODER, **more),
         image_token_id=token("<image>"),
         vision_feature_layer=-2,
     )
@@ -181,6 +181,7 @@ def _qwen2_5_vl(folder: Path) -> None:
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "llava": _llava,
     "llava of Qwen2": partial(_llava, decoder="Qwen2"),
+    "llava of Mistral": partial(_llava, decoder="Mistral", sliding_window=6),
     "idefics3": _idefics3,
     "idefics3, tied head": partial(_idefics3, tied=True),
     "gemma3": _gemma3,

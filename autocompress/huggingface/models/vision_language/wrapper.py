@@ -270,6 +270,12 @@ def check_family(config: Any) -> None:
             f"config.json: no graph of {config.model_type} for all batches is known, since its "
             f"code depends on the values of a batch; there are: {', '.join(FEATURES)}"
         )
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "use_bidirectional_attention", False):
+        raise TaskError(
+            f"config.json: {config.model_type} must read texts from their begin to their end, got "
+            "use_bidirectional_attention true, with which no answer is written"
+        )
     vision = getattr(getattr(config, "vision_config", None), "model_type", "")
     if vision == "pixtral":
         raise TaskError(

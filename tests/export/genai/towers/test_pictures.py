@@ -47,7 +47,8 @@ TYPES = {
     "qwen2_vl": ("mm_token_type_ids",),
     "qwen2_5_vl": ("mm_token_type_ids",),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llava of Qwen2", "qwen2_5_vl")]
+ALIKE = ("llava of Qwen2", "llava of Mistral", "qwen2_5_vl")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ALIKE]
 
 
 @pytest.fixture(scope="module", params=["llava", TIED, "gemma3", "qwen2_vl", *SLOW])
