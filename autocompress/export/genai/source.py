@@ -175,9 +175,10 @@ class DecoderSource:
         return proto, {CONFIG: with_sounds(papers[CONFIG])}
 
     def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the language model and its config."""
+        """Return the language model and its config; {} where the folder has none."""
         if not self.has_pictures:
-            return model, dict(read_json(Path(self.known.folder) / MODEL_CONFIG))
+            place = Path(self.known.folder) / MODEL_CONFIG
+            return model, dict(read_json(place)) if place.is_file() else {}
         if not isinstance(model, ReadsPictures):
             raise _own_code("pictures")
         return model.decoder()
