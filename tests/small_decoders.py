@@ -26,6 +26,17 @@ SIZES = {
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
+ROPES = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+# Layers with a window that the texts of 16 tokens leave, and a width whose root has many digits.
+GEMMA3 = {
+    "hidden_size": 48,
+    "sliding_window": 6,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": ROPES,
+}
 FAMILIES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {"tie_word_embeddings": True}),
     "mistral": ("MistralConfig", "MistralForCausalLM", {"sliding_window": None}),
@@ -33,6 +44,8 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {"tie_word_embeddings": True}),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", {"original_max_position_embeddings": 64}),
     "gemma": ("GemmaConfig", "GemmaForCausalLM", {"tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", GEMMA3),
+    "mistral, window": ("MistralConfig", "MistralForCausalLM", {"sliding_window": 6}),
 }
 
 

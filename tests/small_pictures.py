@@ -71,12 +71,12 @@ def tokenizer(picture: str, **names: str) -> Any:
     return made
 
 
-def _llava(folder: Path, decoder: str = "Llama") -> None:
+def _llava(folder: Path, decoder: str = "Llama", **more: Any) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**VISION),
-        text_config=getattr(transformers, f"{decoder}Config")(**DECODER),
+        text_config=getattr(transformers, f"{decoder}Config")(**DECODER, **more),
         image_token_id=token("<image>"),
         vision_feature_layer=-2,
     )
@@ -121,7 +121,7 @@ def _gemma3(folder: Path) -> None:
     config = transformers.Gemma3Config(
         text_config={
             **DECODER,
-            "sliding_window": 16,
+            "sliding_window": 6,  # all prompts are longer
             "layer_types": ["sliding_attention", "full_attention"],
         },
         vision_config={**VISION, "vision_use_head": False},
@@ -145,7 +145,9 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
         Qwen2VLImageProcessorPil,
     )
 
-    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    part = DECODER["head_dim"] // 8
+    sections = [part, part, 2 * part]
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
     config = getattr(transformers, f"{kind}Config")(
         text_config={**DECODER, "rope_parameters": rope},
         vision_config=vision,
@@ -164,12 +166,14 @@ def _qwen(folder: Path, kind: str, vision: dict[str, Any]) -> None:
 
 
 def _qwen2_vl(folder: Path) -> None:
-    sizes = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4, "mlp_ratio": 2}
+    width = DECODER["hidden_size"]
+    sizes = {"depth": 2, "embed_dim": 32, "hidden_size": width, "num_heads": 4, "mlp_ratio": 2}
     _qwen(folder, "Qwen2VL", {**sizes, "patch_size": 8})
 
 
 def _qwen2_5_vl(folder: Path) -> None:
-    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+    width = DECODER["hidden_size"]
+    sizes = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": width}
     windows = {"window_size": 32, "fullatt_block_indexes": [1]}
     _qwen(folder, "Qwen2_5_VL", {**sizes, **windows, "num_heads": 4, "patch_size": 8})
 
@@ -177,6 +181,7 @@ def _qwen2_5_vl(folder: Path) -> None:
 FAMILIES: dict[str, Callable[[Path], None]] = {
     "llava": _llava,
     "llava of Qwen2": partial(_llava, decoder="Qwen2"),
+    "llava of Mistral": partial(_llava, decoder="Mistral", sliding_window=6),
     "idefics3": _idefics3,
     "idefics3, tied head": partial(_idefics3, tied=True),
     "gemma3": _gemma3,

@@ -29,8 +29,9 @@ BUILDER = "onnxruntime_genai.models.builder"
 # Where the builder chooses by the architecture; those of texts alone end so.
 CHOICE, OF_TEXTS = re.compile(r'architectures\[0\] == "(\w+)"'), "ForCausalLM"
 CONFIG = "genai_config.json"
-# Query, key and value stay three products, so that each has bits of its own.
-OPTIONS = ("fuse_qkv=false", "hf_token=false")
+# Query, key and value stay three products, so that each has bits of its own. Caches of layers with
+# a window are as long as those of the others, so that all have one shape.
+OPTIONS = ("fuse_qkv=false", "hf_token=false", "windowed_kv_cache=false")
 HEAD_SIZE = "kv_cache_dim"  # name of a dimension
 MODEL_CONFIG = "config.json"
 TYPES = ("dtype", "torch_dtype")  # entries of a config, by version of transformers

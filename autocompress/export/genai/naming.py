@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import ExportError
-from autocompress.export.float_graph.subgraphs import remove_dead_nodes
+from autocompress.export.float_graph.subgraphs import (
+    constant_value,
+    producers,
+    remove_dead_nodes,
+)
 from autocompress.export.genai.joining import join_products
 from autocompress.export.genai.noise import Arrays
 
 Array = NDArray[np.float32]
 ArrayOf = Callable[[TensorProto], NDArray[Any]]
 SEEN = 4  # values by which a tensor is recognised
+ROUNDED = 0.0051  # largest error of a factor that is rounded to two digits
 
 
 def with_model_names(proto: ModelProto, parameters: Arrays, array_of: ArrayOf) -> ModelProto:
@@ -158,3 +163,26 @@ def _changed(parameter: str, form: str, output: str) -> NodeProto:
     if form == "plus one":
         return helper.make_node("Add", [parameter, ONE], [output], name=output)
     return helper.make_node("Transpose", [parameter], [output], name=output, perm=[1, 0])
+
+
+def unround_factor(proto: ModelProto, table: str) -> None:
+    """Give the factor of embeddings, which is the root of their width, all of its digits.
+
+    The builder writes two digits behind the point for Gemma. Other factors stay as they are.
+
+    Args:
+        proto: a graph with the names of the model; it is changed.
+        table: name of the weight in which words are looked up.
+    """
+    graph = proto.graph
+    made = producers(graph)
+    widths = [tensor.dims[1] for tensor in graph.initializer if tensor.name == table]
+    for node in graph.node:
+        lookup = made.get(node.input[0]) if node.op_type == "Mul" else None
+        if lookup is None or lookup.op_type != "Gather" or lookup.input[0] != table:
+            continue
+        factor, root = constant_value(made.get(node.input[1])), np.sqrt(np.float32(widths[0]))
+        if factor is not None and factor.size == 1 and abs(factor.item() - root) <= ROUNDED:
+            node.input[1] = f"{table}/factor"
+            graph.initializer.append(numpy_helper.from_array(np.array(root), node.input[1]))
+    remove_dead_nodes(proto)

@@ -104,12 +104,13 @@ def program(config: Mapping[str, Any], inputs: Sequence[str] = ()) -> tuple[str,
     return (opening, *made, *run)
 
 
-def with_towers(text: str, part: int) -> str:
+def with_towers(text: str, part: int, marked: bool = False) -> str:
     """Return the genai_config.json of a package with a file per tower.
 
     Args:
         text: that of its language model.
         part: number of the token that stands for a part of a picture.
+        marked: True if embeddings have a channel that tells parts of pictures from words.
     """
     config = json.loads(text)
     model, files = config["model"], {}
@@ -129,6 +130,8 @@ def with_towers(text: str, part: int) -> str:
         "inputs": {TOKENS: TOKENS, FEATURES: FEATURES},
         "outputs": {EMBEDDINGS: EMBEDDINGS},
     }
+    if marked:  # the size of embeddings, for which memory is taken
+        decoder["hidden_size"] += 1
     model["type"], model[PART] = TYPE, part
     return json.dumps(config)
 

@@ -6,6 +6,7 @@ MB for 131072. ONNX Runtime folds constant expressions, so a session holds the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ ERROR = 1e-6  # largest difference between a stored and a computed value
 Table = NDArray[np.float32]
 
 
-def compute_tables(proto: ModelProto) -> None:
+def compute_tables(proto: ModelProto, rates: Mapping[str, Table] | None = None) -> None:
     """Replace tables of cosines and sines by nodes that compute them.
 
     Tables that are not cos(position * frequency) and sin(position * frequency), as those of scaled
@@ -28,8 +29,10 @@ def compute_tables(proto: ModelProto) -> None:
 
     Args:
         proto: the graph; it is changed.
+        rates: (channels,) radians per position by name of a table of cosines, where these are
+            known; the content of the table is not read then.
     """
-    graph = proto.graph
+    graph, known = proto.graph, rates or {}
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     made: list[NodeProto] = []
     gone: set[str] = set()
@@ -41,7 +44,7 @@ def compute_tables(proto: ModelProto) -> None:
         if cosines in gone or cosines not in tensors or sines not in tensors:
             continue
         tables = [numpy_helper.to_array(tensors[name]) for name in (cosines, sines)]
-        frequencies = frequencies_of(*tables)
+        frequencies = known[cosines] if cosines in known else frequencies_of(*tables)
         if frequencies is not None:
             gone.update((cosines, sines))
             made += _nodes(cosines, sines, len(tables[0]), frequencies)

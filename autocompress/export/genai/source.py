@@ -17,10 +17,13 @@ from autocompress.errors import ExportError, TaskError
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, set_aside
 from autocompress.export.genai.builder import CONFIG, MODEL_CONFIG, built, known_architectures
-from autocompress.export.genai.naming import with_model_names
+from autocompress.export.genai.configs import builder_config, table_rates
+from autocompress.export.genai.naming import unround_factor, with_model_names
 from autocompress.export.genai.package import with_sounds, with_towers
 from autocompress.export.genai.phases import PIXELS, SOUND, TOKENS, WRITTEN
 from autocompress.export.genai.rotary import compute_tables
+from autocompress.export.genai.towers.blocks import Blocks
+from autocompress.export.genai.towers.grids import Grid
 from autocompress.export.genai.towers.pictures import join_towers
 from autocompress.export.genai.towers.sounds import join_sounds
 from autocompress.results.files import read_json
@@ -30,18 +33,21 @@ from autocompress.targets.target import Target
 from autocompress.task.batches import CACHE, MASK, Inputs, input_tensors
 from autocompress.task.task import Pretrained, Task
 
-FORMAT = "3"  # part of every key; raised when graphs are made in another way
+FORMAT = "4"  # part of every key; raised when graphs are made in another way
 KIND, OF_PICTURES = "text-generation", "image-text-to-text"
 OF_SOUNDS = "automatic-speech-recognition"
-# Models that read pictures and whose decoders are those of language models: causal, and with one
-# position per token.
 READERS = (
     "LlavaForConditionalGeneration",
     "Idefics3ForConditionalGeneration",
     "SmolVLMForConditionalGeneration",
+    "Gemma3ForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
 )
+WINDOWLESS, WINDOW = READERS[-2:], "use_sliding_window"
 HEARERS = ("WhisperForConditionalGeneration",)  # models of sounds that the builder has code for
 MEDIA = {OF_PICTURES: ("read pictures", READERS), OF_SOUNDS: ("hear", HEARERS)}
+TABLE = "model.embed_tokens.weight"  # name of the table of words in a language model
 POSITIONS = 1500  # states of a sound, which onnxruntime-genai takes for Whisper
 
 
@@ -56,6 +62,9 @@ class ReadsPictures(Protocol):
 
     def decoder(self) -> tuple[nn.Module, dict[str, Any]]:
         """Return the language model, with the names and the config of one of its own."""
+
+    def reading(self) -> Blocks | Grid | None:
+        """Return what attention does with parts of pictures; None for the same as with words."""
 
 
 @runtime_checkable
@@ -129,15 +138,18 @@ class DecoderSource:
         """Return the graph of a model that reads texts, and pictures in them, and its papers."""
         decoder, config = self._decoder(model)
         names = _names(model, decoder)
-        with built(decoder, self.known, config) as made:
+        with built(decoder, self.known, builder_config(config)) as made:
             _check_inputs(made.proto, (TOKENS, MASK))
             noise = {names[name]: numbers for name, numbers in made.noise.items()}
             proto = with_model_names(made.proto, noise, made.array_of)
-            compute_tables(proto)
+            unround_factor(proto, names.get(TABLE, ""))
+            compute_tables(proto, table_rates(config))
             papers = made.papers
         if self.has_pictures and isinstance(model, ReadsPictures):
-            self._join(model, proto, names)
-            papers = {CONFIG: with_towers(papers[CONFIG], model.picture_token)}
+            reading = model.reading()
+            self._join(model, proto, names, reading)
+            text = with_towers(papers[CONFIG], model.picture_token, reading is not None)
+            papers = {CONFIG: text}
         return proto, papers
 
     def _of_sounds(self, model: nn.Module) -> tuple[ModelProto, dict[str, str]]:
@@ -162,22 +174,26 @@ class DecoderSource:
         _check_inputs(proto, (SOUND, WRITTEN))
         return proto, {CONFIG: with_sounds(papers[CONFIG])}
 
-    def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any] | None]:
-        """Return the language model and its config; None where that is the folder's."""
+    def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the language model and its config; {} where the folder has none."""
         if not self.has_pictures:
-            return model, None
+            place = Path(self.known.folder) / MODEL_CONFIG
+            return model, dict(read_json(place)) if place.is_file() else {}
         if not isinstance(model, ReadsPictures):
             raise _own_code("pictures")
         return model.decoder()
 
-    def _join(self, model: Any, proto: ModelProto, names: Mapping[str, str]) -> None:
+    def _join(
+        self, model: Any, proto: ModelProto, names: Mapping[str, str], reading: Blocks | Grid | None
+    ) -> None:
         """Put the vision encoder before the graph of a decoder."""
         assert isinstance(self.inputs, Mapping)
         vision = export_float(model.vision(), {PIXELS: self.inputs[PIXELS]})
         _check_free(vision, "pictures")
-        table = names["model.embed_tokens.weight"]
+        table = names[TABLE]
         head = names.get("lm_head.weight", table)  # one that is tied has one name
-        join_towers(vision.proto, proto, table, head, model.picture_token, model.state_dict())
+        part, weights = model.picture_token, model.state_dict()
+        join_towers(vision.proto, proto, table, head, part, weights, reading)
 
     def _note_sizes(self, proto: ModelProto) -> None:
         """Write the shapes of a decoded token into the graph's metadata, by input."""
@@ -261,6 +277,12 @@ def check_folder_kind(target: Target, kind: str, config: Mapping[str, Any]) -> N
                     f"there are {', '.join(families)}); nearest: --target onnxruntime-cpu, whose "
                     "files have no cache"
                 )
+        language = config.get("text_config") or config
+        if architectures[:1] and architectures[0] in WINDOWLESS and language.get(WINDOW):
+            raise ExportError(
+                f"export: packages of {architectures[0]} take no {WINDOW}, got "
+                f"{language[WINDOW]}; nearest: --target onnxruntime-cpu"
+            )
         positions = config.get("max_source_positions", POSITIONS)
         if kind == OF_SOUNDS and positions != POSITIONS:
             raise ExportError(

@@ -7,7 +7,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from autocompress.errors import ExportError
-from autocompress.export.genai.naming import with_model_names
+from autocompress.export.genai.naming import unround_factor, with_model_names
 from autocompress.targets.device.sessions import open_session
 
 generator = np.random.default_rng(0)
@@ -69,3 +69,25 @@ def test_a_parameter_that_the_graph_lacks_is_an_error() -> None:
     more = {**PARAMETERS, "other.weight": generator.standard_normal((3, 3), dtype=np.float32)}
     with pytest.raises(ExportError, match=r"does not show other\.weight as the model has it"):
         with_model_names(tied(), more, numpy_helper.to_array)
+
+
+@pytest.mark.parametrize(("factor", "written"), [(2.83, np.sqrt(np.float32(8))), (2.5, 2.5)])
+def test_a_rounded_root_of_the_width_gets_all_digits(factor: float, written: float) -> None:
+    """Models whose factor is another one have it as it is."""
+    table = PARAMETERS["embed.weight"]
+    number = numpy_helper.from_array(np.array(factor, np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["factor"], value=number),
+        helper.make_node("Gather", ["embed.weight", "ids"], ["rows"]),
+        helper.make_node("Mul", ["rows", "factor"], ["words"]),
+        helper.make_node("Mul", ["words", "factor"], ["twice"]),
+    ]
+    tensors = [numpy_helper.from_array(table, "embed.weight")]
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    ends = [helper.make_tensor_value_info("twice", TensorProto.FLOAT, ["n", 8])]
+    graph = helper.make_graph(nodes, "scaled", [ids], ends, tensors)
+    sets = [helper.make_opsetid("", 21)]
+    proto = helper.make_model(graph, opset_imports=sets, ir_version=10)
+    unround_factor(proto, "embed.weight")
+    (twice,) = open_session(proto.SerializeToString()).run(None, {"ids": np.arange(6)})
+    assert np.allclose(twice, table * written * np.float32(factor), rtol=1e-6)

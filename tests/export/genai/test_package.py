@@ -54,6 +54,13 @@ def test_a_package_of_pictures_has_a_file_per_tower_and_its_processor(tmp_path: 
     assert any("(tokens == 4).sum()" in line for line in lines)
 
 
+def test_embeddings_with_a_channel_of_parts_are_one_number_wider() -> None:
+    decoder = {"filename": "", "inputs": {}, "session_options": {}, "hidden_size": 64}
+    for marked in (False, True):
+        text = with_towers(json.dumps({"model": {"decoder": decoder}}), 4, marked)
+        assert json.loads(text)["model"]["decoder"]["hidden_size"] == 64 + marked
+
+
 def test_a_package_of_sounds_has_two_files_and_settings_for_both(tmp_path: Path) -> None:
     towers = {
         name: {"session_options": {}, "inputs": {}, "outputs": {}}

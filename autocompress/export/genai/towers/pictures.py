@@ -13,9 +13,18 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.parser import parse_graph
 
 from autocompress.errors import ExportError
-from autocompress.export.float_graph.subgraphs import reads, rename_values, value_names
+from autocompress.export.float_graph.subgraphs import (
+    consumers,
+    reads,
+    remove_dead_nodes,
+    rename_values,
+    value_names,
+)
 from autocompress.export.float_graph.towers import Tensor, Tower, note_towers
 from autocompress.export.genai.phases import PIXELS, TOKENS, WRITTEN
+from autocompress.export.genai.towers.blocks import Blocks
+from autocompress.export.genai.towers.grids import Grid
+from autocompress.export.genai.towers.marks import number_parts, read_marks, wider_words
 from autocompress.export.genai.towers.parts import (
     allow_no_sample,
     as_tensor,
@@ -30,6 +39,9 @@ FEATURES, EMBEDDINGS, LOGITS = "image_features", "inputs_embeds", "logits"
 # Values between the towers: tokens without the padding between prompt and answer, their mask with
 # the tokens of the cache, and what the head reads.
 READ, SEEN, CHOSEN = "joined/tokens", "joined/mask", "joined/chosen"
+# Where parts of pictures are told from words: embeddings with and without the channel that tells
+# them, and this channel.
+WIDE, PLAIN, NUMBER = "embedded/words", "embedded/plain", "embedded/number"
 NODES = """
 joined (
     int64[n, length] input_ids, int64[n, seen] attention_mask, int64[n, written] decoder_input_ids,
@@ -93,6 +105,7 @@ def join_towers(
     head: str,
     part: int,
     weights: Collection[str],
+    reading: Blocks | Grid | None = None,
 ) -> None:
     """Join two graphs; that of the decoder becomes the whole.
 
@@ -103,6 +116,7 @@ def join_towers(
         head: name of the weight whose products are the logits.
         part: number of the token that stands for a part of a picture.
         weights: names of the model's parameters and buffers, which the graphs have too.
+        reading: what attention does with parts of pictures; None for the same as with words.
 
     Raises:
         ExportError: the decoder reads its tokens elsewhere than in the table.
@@ -110,26 +124,34 @@ def join_towers(
     graph, vision = decoder.graph, ModelProto()
     vision.CopyFrom(pictures)
     allow_no_sample(vision)
+    if reading is not None:
+        number_parts(vision.graph, reading.parts)
     ends = {vision.graph.output[0].name: FEATURES, vision.graph.input[0].name: PIXELS}
     rename_encoder(vision.graph, "pictures", ends, weights)
     lookup, product = _lookup(graph, table), _product(graph, head)
     width = next(tensor.dims[1] for tensor in graph.initializer if tensor.name == table)
-    hidden, words = product.input[0], lookup.output[0]
-    between = parse_graph(NODES.format(part=part, width=width))
+    hidden, words, read = product.input[0], _words(graph, lookup), EMBEDDINGS
+    known, marks, wide = words, list[NodeProto](), width
+    if reading is not None:
+        known, read, wide = WIDE, PLAIN, width + 1
+        marks = [*wider_words(words, WIDE), *read_marks(EMBEDDINGS, PLAIN, NUMBER, width)]
+        marks += reading.nodes(graph, NUMBER, SEEN)
+    between = parse_graph(NODES.format(part=part, width=wide))
     own = {name: f"joined/{name}" for name in value_names(between)}
     ends = {name: name for name in (TOKENS, MASK, WRITTEN, FEATURES)}
-    ends |= {"words": words, "hidden": hidden, "embeddings": EMBEDDINGS}
+    ends |= {"words": known, "hidden": hidden, "embeddings": EMBEDDINGS}
     rename_values(between, {**own, **ends})
     rename_values(graph, {MASK: SEEN})
     for node in graph.node:
         for i, name in enumerate(node.input):
             if name == words:
-                node.input[i] = EMBEDDINGS
+                node.input[i] = read
     lookup.input[1], product.input[0] = own["known"], CHOSEN
-    take_nodes(graph, vision.graph, between.node)
+    take_nodes(graph, vision.graph, [*between.node, *marks])
     _declare_inputs(graph, vision.graph)
     declare_versions(decoder, vision)
-    note_towers(decoder, _towers(graph, width, hidden))
+    remove_dead_nodes(decoder)  # tables of positions that are not read
+    note_towers(decoder, _towers(graph, wide, hidden))
 
 
 def _lookup(graph: GraphProto, table: str) -> NodeProto:
@@ -142,6 +164,14 @@ def _lookup(graph: GraphProto, table: str) -> NodeProto:
             f"table of words alone, got {kinds}; nearest: --target onnxruntime-cpu"
         )
     return readers[0]
+
+
+def _words(graph: GraphProto, lookup: NodeProto) -> str:
+    """Return the name of the embeddings of words, behind a factor that Gemma gives them."""
+    readers = consumers(graph)[lookup.output[0]]
+    if len(readers) == 1 and readers[0].op_type == "Mul":
+        return str(readers[0].output[0])
+    return str(lookup.output[0])
 
 
 def _product(graph: GraphProto, head: str) -> NodeProto:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autocompress.huggingface.models.vision_language.features import linear
+
 
 class PatchGrid(nn.Module):
     """Hold where the patches of pictures of one size lie.
@@ -89,6 +91,29 @@ class PatchGrid(nn.Module):
         row, column = torch.arange(self.rows) // side, torch.arange(self.columns) // side
         numbers: Tensor = row[:, None] * -(-self.columns // side) + column
         return numbers.flatten()
+
+
+class Patches(nn.Module):
+    """Embed patches by a product.
+
+    The class of the library has a convolution in three dimensions that makes one step.
+
+    Args:
+        embed: of the vision tower, whose weight is taken.
+    """
+
+    def __init__(self, embed: Any) -> None:
+        super().__init__()
+        self.proj = linear(embed.proj.weight.flatten(1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return (patches, width).
+
+        Args:
+            patches: (patches, numbers of a patch).
+        """
+        embedded: Tensor = self.proj(patches)
+        return embedded
 
 
 def _places(height: int, width: int, merged: int) -> Tensor:

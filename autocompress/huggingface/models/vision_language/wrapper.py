@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import TaskError
+from autocompress.export.genai.towers.blocks import Blocks
+from autocompress.export.genai.towers.grids import Grid
 from autocompress.huggingface.extra import library
 from autocompress.huggingface.models.vision_language.features import (
+    PooledProjector,
+    masks_of_blocks,
     of_batch,
     of_layers,
     of_tiles,
+    plain_table,
 )
-from autocompress.huggingface.models.vision_language.qwen import PatchGrid
+from autocompress.huggingface.models.vision_language.qwen import Patches, PatchGrid
 
 Features = Callable[[Any, Tensor], Tensor]
 # Type of a model -> what computes (n, parts, width) features of its pictures. Qwen needs a grid.
@@ -28,6 +33,7 @@ FEATURES: Mapping[str, Features | None] = {
     "qwen2_vl": None,
     "qwen2_5_vl": None,
 }
+ROPES = ("default", "linear")  # rotary embeddings that turn by a rate times a position, and no more
 # Tower -> patterns of its modules; the first match counts.
 TOWERS: Mapping[str, tuple[str, ...]] = {
     "projector": ("*.multi_modal_projector.*", "*.connector.*", "*.visual.merger.*"),
@@ -58,6 +64,18 @@ class PicturesAndText(nn.Module):
         check_family(config)
         self.config = config
         self.has_blocks: bool = config.model_type == "gemma3"
+        text = config.get_text_config(decoder=True)
+        uses = getattr(text, "use_sliding_window", True)
+        self.has_window = bool(uses and getattr(text, "sliding_window", None))
+        self.factor = 1.0  # of the embeddings of words
+        inner: Any = model
+        # Modules of which the class tells what they compute, so that towers can be taken from here.
+        if self.has_blocks:
+            table, self.factor = plain_table(inner.get_input_embeddings())
+            inner.set_input_embeddings(table)
+            inner.model.multi_modal_projector = PooledProjector(inner.model.multi_modal_projector)
+        if grid is not None:
+            inner.model.visual.patch_embed = Patches(inner.model.visual.patch_embed)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the table of token embeddings."""
@@ -92,6 +110,30 @@ class PicturesAndText(nn.Module):
         own = {"architectures": [architecture], "tie_word_embeddings": tied}
         return half, {**config.to_dict(), **own}
 
+    def reading(self) -> Blocks | Grid | None:
+        """Return what attention does with parts of pictures; None for the same as with words.
+
+        Raises:
+            TaskError: positions turn by more than rates.
+        """
+        inner: Any = self.model
+        config = self.config.get_text_config(decoder=True)
+        if self.has_blocks:
+            local = [kind == "sliding_attention" for kind in config.layer_types]
+            windows = tuple(config.sliding_window if near else 0 for near in local)
+            return Blocks(self.config.mm_tokens_per_image, windows)
+        if self.grid is None:
+            return None
+        rotary = inner.get_decoder().rotary_emb
+        if rotary.rope_type not in ROPES:
+            raise TaskError(
+                f"config.json: a package of {self.config.model_type} takes the rope_type "
+                f"{' or '.join(ROPES)}, got {rotary.rope_type!r}; nearest: --target onnxruntime-cpu"
+            )
+        axes = [i % 3 for i, count in enumerate(rotary.mrope_section) for _ in range(count)]
+        rates = tuple(rotary.inv_freq.tolist())
+        return Grid(self.grid.rows, self.grid.columns, rates, tuple(axes))
+
     def forward(
         self,
         input_ids: Tensor,
@@ -112,23 +154,30 @@ class PicturesAndText(nn.Module):
         """
         tokens = torch.cat([input_ids, decoder_input_ids], 1)
         mask = torch.cat([attention_mask, torch.ones_like(decoder_input_ids)], 1)
+        asked = torch.arange(input_ids.shape[1], tokens.shape[1], device=tokens.device)
+        if self.has_window:
+            tokens, mask, asked = _without_gaps(tokens, attention_mask, asked)
         is_picture = tokens == self.config.image_token_id
         embeddings = self._embeddings(tokens, is_picture, self.features(pixel_values))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        further = {}
         if self.grid is not None:
             positions = self.grid.positions(is_picture, mask, positions)
+        inner: Any = self.model
+        seen: Any = mask
         if self.has_blocks:
-            further["token_type_ids"] = is_picture.long()
-        result = self.model(
+            window = self.config.get_text_config(decoder=True).sliding_window
+            seen = masks_of_blocks(is_picture, mask, window, embeddings.dtype)
+        hidden = inner.model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
+            attention_mask=seen,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=torch.arange(input_ids.shape[1], tokens.shape[1], device=tokens.device),
-            **further,
-        )
-        return {"logits": result.logits}
+        ).last_hidden_state
+        if self.has_window:
+            chosen = hidden.gather(1, asked[..., None].expand(-1, -1, hidden.shape[2]))
+        else:
+            chosen = hidden[:, asked]
+        return {"logits": inner.lm_head(chosen)}
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return the features of pictures.
@@ -150,9 +199,30 @@ class PicturesAndText(nn.Module):
         """Return embeddings of tokens, with the parts of the pictures at their places."""
         # The number of the part of a picture may be beyond the table of words.
         words = self.get_input_embeddings()(tokens.masked_fill(is_picture, 0))
+        if self.factor != 1:
+            words = words * self.factor
         parts = (is_picture.long().cumsum(1) - 1).clamp(0, features.shape[1] - 1)
         places = parts[..., None].expand(-1, -1, features.shape[2])
         return torch.where(is_picture[..., None], features.gather(1, places), words)
+
+
+def _without_gaps(tokens: Tensor, mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the padding between prompts and answers behind them, where it takes no window.
+
+    Args:
+        tokens: (n, all) prompts, padding, answers.
+        mask: (n, length) of the prompts, 0 for padding.
+        asked: (written,) places of the answers among `tokens`.
+
+    Returns:
+        (tokens (n, all), their mask, places of the answers (n, written)).
+    """
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    padding = mask.shape[1] - mask.sum(1, keepdim=True)
+    moved = (place + padding).clamp(max=tokens.shape[1] - 1)
+    order = torch.where(place < mask.shape[1] - padding, place, moved)
+    kept = (place < tokens.shape[1] - padding).long()
+    return tokens.gather(1, order), kept, asked - padding
 
 
 class _Pictures(nn.Module):
@@ -199,6 +269,12 @@ def check_family(config: Any) -> None:
         raise TaskError(
             f"config.json: no graph of {config.model_type} for all batches is known, since its "
             f"code depends on the values of a batch; there are: {', '.join(FEATURES)}"
+        )
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "use_bidirectional_attention", False):
+        raise TaskError(
+            f"config.json: {config.model_type} must read texts from their begin to their end, got "
+            "use_bidirectional_attention true, with which no answer is written"
         )
     vision = getattr(getattr(config, "vision_config", None), "model_type", "")
     if vision == "pixtral":

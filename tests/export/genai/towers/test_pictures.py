@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from fixture import relative_difference
 from small_decoders import TARGET, genai
+from small_folders import transformers
 from small_readers import reader_task
 
 from autocompress import Candidate, ModuleConfig, find_modules
@@ -19,7 +21,7 @@ from autocompress.errors import ExportError
 from autocompress.export.artifact import write_model
 from autocompress.export.build import Builder
 from autocompress.export.compressor import Compressor
-from autocompress.export.genai.generation import LENGTH, check_generation
+from autocompress.export.genai.generation import LENGTH, check_generation, greedy_tokens
 from autocompress.export.genai.package import write_package
 from autocompress.export.genai.phases import phase_feed
 from autocompress.export.genai.source import check_folder_kind
@@ -39,10 +41,17 @@ CONFIGS = (
 )
 PACKED = CONFIGS[::2]  # 8-bit inputs have the range of the tokens that are read together
 TIED = "idefics3, tied head"
-QWEN = pytest.param("llava of Qwen2", marks=pytest.mark.slow)
+# What the library's own code must be told of parts of pictures, by type of the model.
+TYPES = {
+    "gemma3": ("token_type_ids",),
+    "qwen2_vl": ("mm_token_type_ids",),
+    "qwen2_5_vl": ("mm_token_type_ids",),
+}
+ALIKE = ("llava of Qwen2", "llava of Mistral", "qwen2_5_vl")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ALIKE]
 
 
-@pytest.fixture(scope="module", params=["llava", TIED, QWEN])
+@pytest.fixture(scope="module", params=["llava", TIED, "gemma3", "qwen2_vl", *SLOW])
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Task, Builder]:
@@ -140,6 +149,53 @@ def test_towers_compute_what_the_whole_file_does(
         assert relative_difference(one, other) < 1e-3, name.name
 
 
+def test_two_pictures_in_a_prompt_are_read_as_the_library_reads_them(
+    made: tuple[Task, Builder], tmp_path: Path
+) -> None:
+    """The search sees one picture per prompt; a package reads several of one size."""
+    task, builder = made
+    assert task.pretrained is not None
+    write_model(tmp_path, Compressor.of(builder).graph(Candidate()))
+    write_package(tmp_path, builder.lowered.papers, task.pretrained, SessionSettings())
+    config = json.loads((tmp_path / "genai_config.json").read_text())
+    config["model"]["eos_token_id"] = config["model"]["vocab_size"] - 1
+    (tmp_path / "genai_config.json").write_text(json.dumps(config))
+    prompt, pixels = list[int](), []
+    for inputs, _ in islice(task.validation, 2):
+        assert isinstance(inputs, dict)
+        read = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
+        prompt += [*read.tolist(), int(inputs["decoder_input_ids"][0, 0])]
+        pixels.append(inputs["pixel_values"][:1])
+    media = {"pixel_values": torch.cat(pixels)}
+    tokens = greedy_tokens(tmp_path, prompt, 8, {k: v.numpy() for k, v in media.items()})
+    model = transformers.AutoModelForImageTextToText.from_pretrained(task.pretrained.folder).eval()
+    own = inputs_of_library(model, media["pixel_values"])
+    written = list[int]()
+    for _ in tokens:
+        whole = torch.tensor([[*prompt, *written]])
+        kinds = (whole == model.config.image_token_id).long()
+        types = dict.fromkeys(TYPES.get(model.config.model_type, ()), kinds)
+        with torch.no_grad():
+            logits = model(input_ids=whole, attention_mask=torch.ones_like(whole), **own, **types)
+        written.append(int(logits.logits[0, -1].argmax()))
+        if written[-1] == model.config.image_token_id:  # a part of no picture, which none reads
+            break
+    assert tokens[: len(written)] == written
+    assert written
+
+
+def inputs_of_library(model: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return pictures as the model's own code takes them in one prompt."""
+    kind = model.config.model_type
+    if kind == "idefics3":
+        return {"pixel_values": pixels.flatten(0, 1)[None]}
+    if kind in ("qwen2_vl", "qwen2_5_vl"):
+        side = int(pixels.shape[1] ** 0.5)
+        grid = torch.tensor([[1, side, side]] * len(pixels))
+        return {"pixel_values": pixels.flatten(0, 1), "image_grid_thw": grid}
+    return {"pixel_values": pixels}
+
+
 def test_a_tied_table_lies_once_in_the_files_of_a_package(
     made: tuple[Task, Builder], tmp_path: Path
 ) -> None:
@@ -160,8 +216,18 @@ def test_a_tied_table_lies_once_in_the_files_of_a_package(
 
 
 @pytest.mark.parametrize(
-    "name", ["Gemma3ForConditionalGeneration", "Qwen2VLForConditionalGeneration"]
+    "name", ["PaliGemmaForConditionalGeneration", "Qwen3VLForConditionalGeneration"]
 )
 def test_other_families_are_refused_before_data_are_read(name: str) -> None:
     with pytest.raises(ExportError, match=f"no decoder with a cache is known for {name}"):
         check_folder_kind(find_target(TARGET), "image-text-to-text", {"architectures": [name]})
+
+
+def test_windows_of_qwen2_vl_are_refused_before_data_are_read() -> None:
+    config = {"architectures": ["Qwen2VLForConditionalGeneration"], "use_sliding_window": True}
+    for place in (config, {**config, "text_config": {"use_sliding_window": True}}):
+        with pytest.raises(ExportError, match="take no use_sliding_window, got True; nearest"):
+            check_folder_kind(find_target(TARGET), "image-text-to-text", place)
+    check_folder_kind(
+        find_target(TARGET), "image-text-to-text", {**config, "use_sliding_window": False}
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -202,3 +203,13 @@ def test_what_cannot_be_read_ends_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(TaskError, match=line) as caught:
             ac.from_pretrained(folder, validation=data, test=data)
         assert "\n" not in str(caught.value)
+
+
+def test_texts_that_see_what_follows_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder, data, _ = made("gemma3", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["use_bidirectional_attention"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TaskError, match="gemma3 must read texts from their begin") as caught:
+        ac.from_pretrained(folder, validation=data, test=data)
+    assert "\n" not in str(caught.value)
