@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.data.reading.known import known_rows
 from autocompress.huggingface.data.reading.split_folders import SAVED, is_hidden, split_folders
 from autocompress.huggingface.data.reading.tables import read_table
 from autocompress.huggingface.extra import library, told
@@ -112,6 +113,8 @@ def _json(path: Path) -> list[Record]:
         if error.msg == "Extra data":  # one object per line
             return _jsonl(path)
         raise TaskError(f"{path} line {error.lineno}: is no JSON ({error.msg})") from None
+    with told(f"{path}: lacks a part that files of its layout have"):
+        rows = known_rows(rows) or rows
     if not isinstance(rows, list):
         raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     return [_record(values, path, f"entry {i}") for i, values in enumerate(rows, 1)]
