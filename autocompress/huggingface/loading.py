@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +14,8 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.extra import library, quiet, told
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.models.untrained import complete
+
+CHARACTERS = 0x110000  # of Unicode
 
 
 def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
@@ -99,8 +102,14 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         The tokenizer.
 
     Raises:
-        TaskError: the folder has none, it cannot be read, or the model has no row for a token.
+        TaskError: the folder has none, it cannot be read, the model has no row for a token, or it
+            reads no tokens under their usual name.
     """
+    if "inputs" in inspect.signature(model.forward).parameters:  # texts and media alike
+        raise TaskError(
+            f"{folder.path}: models of {folder.config.model_type} read texts as inputs, not as "
+            "input_ids, which files and other libraries expect; nearest: a model such as bert"
+        )
     tokenizer = read_tokenizer(folder)
     words = table_size(folder, model)
     _set_padding(folder, tokenizer, model.config)
@@ -119,11 +128,13 @@ def table_size(folder: ModelFolder, model: nn.Module) -> int:
         model: with a table of tokens.
 
     Returns:
-        Rows of the table.
+        Rows of the table; all characters for CANINE, which has tables of their hashes.
 
     Raises:
         TaskError: there is no such table.
     """
+    if folder.config.model_type == "canine":
+        return CHARACTERS
     with told(f"{folder.weights}: {type(model).__name__} has no table of tokens"):
         table: Any = model.get_input_embeddings()  # type: ignore[operator]
         return int(table.weight.shape[0])

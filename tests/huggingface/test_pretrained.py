@@ -389,6 +389,44 @@ def test_families_that_read_more_than_tokens(
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "what"),
+    [
+        ("VisualBertModel", {}, "regions of pictures (visual_embeds)"),
+        (
+            "LxmertForQuestionAnswering",
+            {"l_layers": 1, "x_layers": 1, "r_layers": 1},
+            "regions of pictures (visual_feats)",
+        ),
+        ("TapasForSequenceClassification", {}, "tables"),
+        ("LayoutLMModel", {}, "where words stand on a page (bbox)"),
+    ],
+)
+def test_families_that_read_pictures_pages_or_tables_too(
+    name: str, more: dict[str, Any], what: str, data: Path, tmp_path: Path
+) -> None:
+    model = getattr(transformers, name)
+    config = model.config_class(
+        vocab_size=len(SPECIAL) + len(WORDS), num_labels=3, **{**SMALL, **more}
+    )
+    folder = save(tmp_path / "both", model(config), tokenizer())
+    assert error(folder, data) == (
+        f"both: models of {config.model_type} read {what}, which no column gives; nearest: a model "
+        "of texts alone, such as bert"
+    )
+
+
+def test_texts_under_another_name(data: Path, tmp_path: Path) -> None:
+    """Perceiver reads texts, pictures and sounds as `inputs`."""
+    sizes = {"num_latents": 2, "d_latents": 8, "d_model": 8, "num_self_attends_per_block": 1}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    config = transformers.PerceiverConfig(num_labels=3, **sizes, **heads)
+    model = transformers.PerceiverForSequenceClassification(config)
+    folder = save(tmp_path / "m", model, transformers.PerceiverTokenizer())
+    line = "models of perceiver read texts as inputs, not as input_ids"
+    assert line in error(folder, data)
+
+
 @pytest.mark.parametrize("family", ["Bert", "Albert", "MobileBert"])
 def test_weights_with_a_head_of_the_next_sentence_too(family: str, tmp_path: Path) -> None:
     """Their head of hidden tokens is searched, as that of a model which has no other."""
