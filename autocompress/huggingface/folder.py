@@ -67,8 +67,13 @@ NOT_YET = {
     "time-series-regression": "TIME_SERIES_REGRESSION",
 }
 # Families that torch.onnx cannot export, and one that is near. XLNet subtracts its mask of whole
-# numbers from 1.0. Longformer and LED count the tokens that all others look at.
-NO_EXPORT = {"xlnet": "bert", "longformer": "modernbert", "led": "bart"}
+# numbers from 1.0. Longformer and LED count the tokens that all others look at. CANINE loops over
+# blocks of a text, so that a file would take texts of one length. Funnel pools texts of odd and of
+# even lengths in other ways.
+NO_EXPORT = {
+    **{"xlnet": "bert", "longformer": "modernbert", "led": "bart", "canine": "bert"},
+    "funnel": "bert",
+}
 
 
 @dataclass(frozen=True)

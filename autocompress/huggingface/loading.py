@@ -15,8 +15,6 @@ from autocompress.huggingface.extra import library, quiet, told
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.models.untrained import complete
 
-CHARACTERS = 0x110000  # of Unicode
-
 
 def load_model(folder: ModelFolder, loader: str, **arguments: Any) -> nn.Module:
     """Return the model of a folder in eval mode, in float32.
@@ -128,13 +126,11 @@ def table_size(folder: ModelFolder, model: nn.Module) -> int:
         model: with a table of tokens.
 
     Returns:
-        Rows of the table; all characters for CANINE, which has tables of their hashes.
+        Rows of the table.
 
     Raises:
         TaskError: there is no such table.
     """
-    if folder.config.model_type == "canine":
-        return CHARACTERS
     with told(f"{folder.weights}: {type(model).__name__} has no table of tokens"):
         table: Any = model.get_input_embeddings()  # type: ignore[operator]
         return int(table.weight.shape[0])

@@ -359,7 +359,10 @@ def test_families_that_cannot_be_exported(head: str, folder: Path, data: Path) -
     assert error(folder, data) == line
 
 
-@pytest.mark.parametrize(("family", "near"), [("Longformer", "modernbert"), ("LED", "bart")])
+@pytest.mark.parametrize(
+    ("family", "near"),
+    [("Longformer", "modernbert"), ("LED", "bart"), ("Canine", "bert"), ("Funnel", "bert")],
+)
 def test_families_whose_shapes_follow_values(
     family: str, near: str, folder: Path, data: Path
 ) -> None:

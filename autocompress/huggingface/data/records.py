@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 METADATA = ("metadata.jsonl", "metadata.csv")  # beside the files that their column file_name names
 FILE_NAME = "file_name"
+TRANSLATION = "translation"  # column of data sets that holds a text in several languages
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -65,7 +66,17 @@ def read_records(path: str, notes: list[str]) -> list[Record]:
         records = _file(place, notes)
     if not records:
         raise TaskError(f"{path}: holds no sample")
-    return records
+    return [_unfolded(record) for record in records]
+
+
+def _unfolded(record: Record) -> Record:
+    """Return a record with a column for each language of its translations, as "translation.en"."""
+    texts = record.values.get(TRANSLATION)
+    if not isinstance(texts, Mapping):
+        return record
+    values = {name: value for name, value in record.values.items() if name != TRANSLATION}
+    values |= {f"{TRANSLATION}.{language}": text for language, text in texts.items()}
+    return replace(record, values=values)
 
 
 def _file(path: Path, notes: list[str]) -> list[Record]:

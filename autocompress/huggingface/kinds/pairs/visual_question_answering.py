@@ -43,7 +43,7 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("answer",))
     model = PictureQuestions(load_model(folder, "AutoModelForVisualQuestionAnswering"))
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     processor = load_processor(folder, "AutoImageProcessor", "image processor")

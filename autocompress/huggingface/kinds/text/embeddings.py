@@ -57,7 +57,7 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("score",))
     model, words = sentence_encoder(folder, _encoder(folder))
     check_given(folder, _arguments(model.encoder))
     tokenizer, longest = load_tokenizer(folder, model), sentence_length(folder)

@@ -67,7 +67,7 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("label",))
     model = load_model(folder, "AutoModelForSequenceClassification")
     reads_end = reads_end_token(model)
     if reads_end:

@@ -52,7 +52,7 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("tags",))
     model = load_model(folder, "AutoModelForTokenClassification")
     tokenizer = load_tokenizer(folder, model)
     if not tokenizer.is_fast:

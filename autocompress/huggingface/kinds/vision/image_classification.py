@@ -30,7 +30,7 @@ def image_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("label",))
     model = load_model(folder, "AutoModelForImageClassification")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     mode = mode_of(folder)

@@ -49,7 +49,7 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("mask",))
     model = load_model(folder, "AutoModelForSemanticSegmentation")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     mode = mode_of(folder)

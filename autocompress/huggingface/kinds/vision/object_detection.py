@@ -48,7 +48,7 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("objects", "boxes"))
     model = DetectionModel(load_model(folder, "AutoModelForObjectDetection"))
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
     labels, size, mode = Labels.of(folder.config), square(processor), mode_of(folder)
@@ -58,10 +58,10 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
         labels = labels.reading(_classes(columns, splits), notes)
         _check_objects(columns, splits.validation)
 
-    def reader(records: list[Record]) -> Read:
+    def reader(records: list[Record], split: str) -> Read:
         pictures = ImageReader(columns.need("image", records), processor, mode, size)
         places = Places.of(columns, records) if labelled else None
-        if labelled and places is None:
+        if labelled and places is None and split != "train":
             raise TaskError(
                 f"{records[0].place}: has no objects, the validation split has; "
                 "nearest: --column objects=NAME"
@@ -69,7 +69,7 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
         return pictures if places is None else ObjectReader(pictures, places, labels)
 
     batches = {
-        split: MediaBatches(records, reader(records), None, as_list, options)
+        split: MediaBatches(records, reader(records, split), None, as_list, options)
         for split, records in splits.parts()
     }
     classes = len(labels.names)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from small_folders import bert, save, texts, tokenizer, transformers, write_jsonl
+from small_folders import SMALL, bert, save, texts, tokenizer, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
@@ -170,28 +170,26 @@ def test_regression(tmp_path: Path) -> None:
     assert math.isfinite(error)
 
 
-def test_characters_as_tokens(tmp_path: Path) -> None:
-    """CANINE has tables of hashes of characters, and so no limit of tokens."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32}
-    hashes = {"num_hash_functions": 4, "num_hash_buckets": 64, "num_attention_heads": 4}
-    config = transformers.CanineConfig(
-        **sizes, **hashes, max_position_embeddings=256, local_transformer_stride=32, num_labels=3
+def test_models_that_take_one_length(tmp_path: Path) -> None:
+    """Texts are filled up to it, as `padding="max_length"` does for their users."""
+    config = transformers.NystromformerConfig(
+        vocab_size=45, pad_token_id=0, num_landmarks=4, segment_means_seq_len=24, **SMALL
     )
-    model = transformers.CanineForSequenceClassification(config).eval()
-    own = transformers.CanineTokenizer(model_max_length=128)
-    folder = save(tmp_path / "m", model, own)
-    rows = [
-        {"text": text, "label": i % 3} for i, text in enumerate(["a b", "\U0001f600", *texts(8)])
-    ]
-    data = write_jsonl(tmp_path / "dev.jsonl", rows)
-    task = ac.from_pretrained(folder, validation=data, test=data, batch_size=1)
-    model = transformers.CanineForSequenceClassification.from_pretrained(folder).eval()
-    right = 0
-    for row in rows:
-        with torch.no_grad():
-            logits = model(**own(row["text"], return_tensors="pt")).logits
-        right += int(logits.argmax()) == row["label"]
-    assert scores(task)[""] == pytest.approx(right / len(rows))
+    folder = tmp_path / "m"
+    save(folder, transformers.NystromformerForSequenceClassification(config), tokenizer())
+    model = transformers.NystromformerForSequenceClassification.from_pretrained(folder).eval()
+    rows = texts(12)
+    fill = {"padding": "max_length", "max_length": 24, "truncation": True, "return_tensors": "pt"}
+    with torch.no_grad():
+        labels = [int(model(**tokenizer()(text, **fill)).logits.argmax()) for text in rows]
+    pairs = [{"text": text, "label": label} for text, label in zip(rows, labels, strict=True)]
+    data = write_jsonl(tmp_path / "dev.jsonl", pairs)
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    assert scores(task)[""] == 1.0
+    assert task.example_inputs["input_ids"].shape == (1, 24)
+    for wrong in ({"max_length": 16}, {"length": 16}):
+        with pytest.raises(TaskError, match=r"m: length 16 of texts is another .*nearest: 24"):
+            ac.from_pretrained(folder, validation=data, test=data, **wrong)
 
 
 def test_several_numbers(tmp_path: Path) -> None:
