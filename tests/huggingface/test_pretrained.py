@@ -361,14 +361,18 @@ def test_families_that_cannot_be_exported(head: str, folder: Path, data: Path) -
 
 @pytest.mark.parametrize(
     ("family", "near"),
-    [("Longformer", "modernbert"), ("LED", "bart"), ("Canine", "bert"), ("Funnel", "bert")],
+    [
+        *(("Longformer", "modernbert"), ("LED", "bart"), ("Canine", "bert"), ("Funnel", "bert")),
+        *(("Reformer", "bert"), ("SwitchTransformers", "t5"), ("NllbMoe", "m2m_100")),
+        *(("Dbrx", "mixtral"), ("LongcatFlash", "deepseek_v3")),
+    ],
 )
 def test_families_whose_shapes_follow_values(
     family: str, near: str, folder: Path, data: Path
 ) -> None:
-    name = f"{family}ForSequenceClassification"
-    getattr(transformers, f"{family}Config")(architectures=[name]).save_pretrained(folder)
-    line = f"{folder}: models of {family.lower()} cannot be exported to ONNX; nearest: {near}"
+    config = getattr(transformers, f"{family}Config")
+    config(architectures=[f"{family}ForSequenceClassification"]).save_pretrained(folder)
+    line = f"{folder}: models of {config.model_type} cannot be exported to ONNX; nearest: {near}"
     assert error(folder, data) == line
 
 

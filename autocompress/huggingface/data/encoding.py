@@ -37,7 +37,6 @@ class Encoder:
         limit: most tokens of a text; None if there is no limit.
         place: the model folder.
         words: tokens that the model has a row for, in texts that it reads and that it writes.
-        fixed: tokens to which all texts are filled up, for models that take one length only.
         cut: texts that were cut to the limit, by split; `notes` tells it.
         empty: texts without a token of their own, by split; `notes` tells it.
     """
@@ -47,7 +46,6 @@ class Encoder:
     limit: int | None
     place: str
     words: tuple[int, int]
-    fixed: int | None = None
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
     empty: dict[str, int] = field(default_factory=dict)
 
@@ -79,14 +77,7 @@ class Encoder:
         arguments = frozenset(inspect.signature(model.forward).parameters)
         check_given(folder, arguments)
         positions = _positions(folder.config, model)
-        fixed = _one_length(folder.config)
-        for length in (options.max_length, *options.lengths):
-            if None not in (fixed, length) and length != fixed:
-                raise TaskError(
-                    f"{folder.name}: length {length} of texts is another one than the only one of "
-                    f"the model (segment_means_seq_len of config.json); nearest: {fixed}"
-                )
-        limits = (positions, tokenizer.model_max_length, longest, fixed)
+        limits = (positions, tokenizer.model_max_length, longest)
         limit = min((n for n in limits if n and n < UNLIMITED), default=None)
         for name, length in (("max_length", options.max_length), *_named(options.lengths)):
             if length is not None and positions is not None and length > positions:
@@ -96,9 +87,7 @@ class Encoder:
                 )
         words = table_size(folder, model)
         sizes = (words, max(words, _of_decoder(folder.config)))
-        return cls(
-            tokenizer, arguments, options.max_length or limit, str(folder.weights), sizes, fixed
-        )
+        return cls(tokenizer, arguments, options.max_length or limit, str(folder.weights), sizes)
 
     def encode(
         self,
@@ -127,8 +116,6 @@ class Encoder:
             TaskError: the tokenizer fails, or the model has no row for a token.
         """
         encodings, long = [], 0
-        if self.fixed is not None:
-            arguments = {"padding": "max_length", "max_length": self.fixed, **arguments}
         for i, words in enumerate(texts):
             other = None if pairs is None else pairs[i]
             both: tuple[Any, ...] = (words,) if other is None else (words, other)
@@ -231,16 +218,6 @@ def check_given(folder: ModelFolder, arguments: Iterable[str]) -> None:
             f"{folder.name}: models of {family} read {read[0] if read else 'tables'}, "
             "which no column gives; nearest: a model of texts alone, such as bert"
         )
-
-
-def _one_length(config: Any) -> int | None:
-    """Return the only length of texts that a model takes; None for any length.
-
-    Nystromformer computes landmarks of segments whose length follows from its config.
-    """
-    if config.model_type != "nystromformer" or config.num_landmarks == config.segment_means_seq_len:
-        return None
-    return int(config.segment_means_seq_len)
 
 
 def _of_decoder(config: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from small_folders import SMALL, bert, save, texts, tokenizer, transformers, write_jsonl
+from small_folders import bert, save, texts, tokenizer, transformers, write_jsonl
 
 import autocompress as ac
 from autocompress.errors import TaskError
@@ -168,28 +168,6 @@ def test_regression(tmp_path: Path) -> None:
     error = sum((a - b) ** 2 for a, b in zip(outputs, numbers, strict=True)) / 30
     assert found["squared_error"] == pytest.approx(-error, rel=1e-5)
     assert math.isfinite(error)
-
-
-def test_models_that_take_one_length(tmp_path: Path) -> None:
-    """Texts are filled up to it, as `padding="max_length"` does for their users."""
-    config = transformers.NystromformerConfig(
-        vocab_size=45, pad_token_id=0, num_landmarks=4, segment_means_seq_len=24, **SMALL
-    )
-    folder = tmp_path / "m"
-    save(folder, transformers.NystromformerForSequenceClassification(config), tokenizer())
-    model = transformers.NystromformerForSequenceClassification.from_pretrained(folder).eval()
-    rows = texts(12)
-    fill = {"padding": "max_length", "max_length": 24, "truncation": True, "return_tensors": "pt"}
-    with torch.no_grad():
-        labels = [int(model(**tokenizer()(text, **fill)).logits.argmax()) for text in rows]
-    pairs = [{"text": text, "label": label} for text, label in zip(rows, labels, strict=True)]
-    data = write_jsonl(tmp_path / "dev.jsonl", pairs)
-    task = ac.from_pretrained(folder, validation=data, test=data)
-    assert scores(task)[""] == 1.0
-    assert task.example_inputs["input_ids"].shape == (1, 24)
-    for wrong in ({"max_length": 16}, {"length": 16}):
-        with pytest.raises(TaskError, match=r"m: length 16 of texts is another .*nearest: 24"):
-            ac.from_pretrained(folder, validation=data, test=data, **wrong)
 
 
 def test_several_numbers(tmp_path: Path) -> None:
