@@ -66,9 +66,15 @@ NOT_YET = {
     "time-series-classification": "TIME_SERIES_CLASSIFICATION",
     "time-series-regression": "TIME_SERIES_REGRESSION",
 }
-# Families that torch.onnx cannot export, and one that is near. XLNet subtracts its mask of whole
-# numbers from 1.0. Longformer and LED count the tokens that all others look at.
-NO_EXPORT = {"xlnet": "bert", "longformer": "modernbert", "led": "bart"}
+# Families that torch.onnx cannot export with free lengths, and one that is near. XLNet subtracts
+# its mask of whole numbers from 1.0. Longformer and LED count the tokens that all others look at.
+# CANINE and Reformer loop over blocks of a text. Funnel pools odd and even lengths in other ways.
+# The last four loop over the experts that the tokens of a batch chose.
+NO_EXPORT = {
+    **{"xlnet": "bert", "longformer": "modernbert", "led": "bart", "canine": "bert"},
+    **{"reformer": "bert", "funnel": "bert", "switch_transformers": "t5", "nllb-moe": "m2m_100"},
+    **{"dbrx": "mixtral", "longcat_flash": "deepseek_v3"},
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -99,8 +100,14 @@ def load_tokenizer(folder: ModelFolder, model: nn.Module) -> Any:
         The tokenizer.
 
     Raises:
-        TaskError: the folder has none, it cannot be read, or the model has no row for a token.
+        TaskError: the folder has none, it cannot be read, the model has no row for a token, or it
+            reads no tokens under their usual name.
     """
+    if "inputs" in inspect.signature(model.forward).parameters:  # texts and media alike
+        raise TaskError(
+            f"{folder.path}: models of {folder.config.model_type} read texts as inputs, not as "
+            "input_ids, which files and other libraries expect; nearest: a model such as bert"
+        )
     tokenizer = read_tokenizer(folder)
     words = table_size(folder, model)
     _set_padding(folder, tokenizer, model.config)

@@ -359,13 +359,20 @@ def test_families_that_cannot_be_exported(head: str, folder: Path, data: Path) -
     assert error(folder, data) == line
 
 
-@pytest.mark.parametrize(("family", "near"), [("Longformer", "modernbert"), ("LED", "bart")])
+@pytest.mark.parametrize(
+    ("family", "near"),
+    [
+        *(("Longformer", "modernbert"), ("LED", "bart"), ("Canine", "bert"), ("Funnel", "bert")),
+        *(("Reformer", "bert"), ("SwitchTransformers", "t5"), ("NllbMoe", "m2m_100")),
+        *(("Dbrx", "mixtral"), ("LongcatFlash", "deepseek_v3")),
+    ],
+)
 def test_families_whose_shapes_follow_values(
     family: str, near: str, folder: Path, data: Path
 ) -> None:
-    name = f"{family}ForSequenceClassification"
-    getattr(transformers, f"{family}Config")(architectures=[name]).save_pretrained(folder)
-    line = f"{folder}: models of {family.lower()} cannot be exported to ONNX; nearest: {near}"
+    config = getattr(transformers, f"{family}Config")
+    config(architectures=[f"{family}ForSequenceClassification"]).save_pretrained(folder)
+    line = f"{folder}: models of {config.model_type} cannot be exported to ONNX; nearest: {near}"
     assert error(folder, data) == line
 
 
@@ -387,6 +394,44 @@ def test_families_that_read_more_than_tokens(
         f"pages: models of {family.lower()} read where words stand on a page (bbox), which no "
         "column gives; nearest: a model of texts alone, such as bert"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "what"),
+    [
+        ("VisualBertModel", {}, "regions of pictures (visual_embeds)"),
+        (
+            "LxmertForQuestionAnswering",
+            {"l_layers": 1, "x_layers": 1, "r_layers": 1},
+            "regions of pictures (visual_feats)",
+        ),
+        ("TapasForSequenceClassification", {}, "tables"),
+        ("LayoutLMModel", {}, "where words stand on a page (bbox)"),
+    ],
+)
+def test_families_that_read_pictures_pages_or_tables_too(
+    name: str, more: dict[str, Any], what: str, data: Path, tmp_path: Path
+) -> None:
+    model = getattr(transformers, name)
+    config = model.config_class(
+        vocab_size=len(SPECIAL) + len(WORDS), num_labels=3, **{**SMALL, **more}
+    )
+    folder = save(tmp_path / "both", model(config), tokenizer())
+    assert error(folder, data) == (
+        f"both: models of {config.model_type} read {what}, which no column gives; nearest: a model "
+        "of texts alone, such as bert"
+    )
+
+
+def test_texts_under_another_name(data: Path, tmp_path: Path) -> None:
+    """Perceiver reads texts, pictures and sounds as `inputs`."""
+    sizes = {"num_latents": 2, "d_latents": 8, "d_model": 8, "num_self_attends_per_block": 1}
+    heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2}
+    config = transformers.PerceiverConfig(num_labels=3, **sizes, **heads)
+    model = transformers.PerceiverForSequenceClassification(config)
+    folder = save(tmp_path / "m", model, transformers.PerceiverTokenizer())
+    line = "models of perceiver read texts as inputs, not as input_ids"
+    assert line in error(folder, data)
 
 
 @pytest.mark.parametrize("family", ["Bert", "Albert", "MobileBert"])

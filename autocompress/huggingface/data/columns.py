@@ -25,8 +25,14 @@ USUAL: Mapping[str, Sequence[str]] = {
     "answers": ("answers", "answer"),
     "image": ("image", FILE_NAME, "image_path", "img", "file", "path"),
     "caption": ("caption", "text", "captions", "sentence", "description"),
-    "source": ("source", "input", "input_text", "text", "article", "document", "question"),
-    "target": ("target", "output", "target_text", "summary", "highlights", "translation", "answer"),
+    "source": (
+        *("source", "input", "input_text", "text", "article", "document", "question"),
+        *("dialogue", "prompt"),
+    ),
+    "target": (
+        *("target", "output", "target_text", "summary", "highlights", "translation", "answer"),
+        *("response", "completion"),
+    ),
     "transcript": ("transcript", "transcription", "sentence", "text", "normalized_text"),
     "mask": ("mask", "annotation", "label", "labels", "segmentation", "segmentation_map"),
     "objects": ("objects", "annotations"),
@@ -42,7 +48,7 @@ PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")),
     *(("text1", "text2"), ("sentence_A", "sentence_B"), ("sentence_a", "sentence_b")),
     *(("question", "sentence"), ("question", "passage"), ("query", "document")),
-    ("query", "passage"),
+    *(("query", "passage"), ("anchor", "positive")),
 )
 
 

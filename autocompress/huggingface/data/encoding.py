@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,10 @@ Row = Mapping[str, list[int]]  # argument of the model -> one number per token
 NOT_GIVEN = {
     "bbox": "where words stand on a page",
     "xpath_tags_seq": "where words stand in HTML",
+    "visual_feats": "regions of pictures",
+    "visual_embeds": "regions of pictures",
 }
+TABLES = "tapas"  # a family whose tokens tell the row and the column of a table
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Encoder:
         place: the model folder.
         words: tokens that the model has a row for, in texts that it reads and that it writes.
         cut: texts that were cut to the limit, by split; `notes` tells it.
+        empty: texts without a token of their own, by split; `notes` tells it.
     """
 
     tokenizer: Any
@@ -43,6 +47,7 @@ class Encoder:
     place: str
     words: tuple[int, int]
     cut: dict[str, tuple[int, int]] = field(default_factory=dict)
+    empty: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -70,12 +75,7 @@ class Encoder:
                 it reads more than tokens.
         """
         arguments = frozenset(inspect.signature(model.forward).parameters)
-        for name, what in NOT_GIVEN.items():
-            if name in arguments:
-                raise TaskError(
-                    f"{folder.name}: models of {folder.config.model_type} read {what} ({name}), "
-                    "which no column gives; nearest: a model of texts alone, such as bert"
-                )
+        check_given(folder, arguments)
         positions = _positions(folder.config, model)
         limits = (positions, tokenizer.model_max_length, longest)
         limit = min((n for n in limits if n and n < UNLIMITED), default=None)
@@ -136,10 +136,12 @@ class Encoder:
         return encodings
 
     def _check(self, split: str, encodings: list[Any], paired: bool, cut: int) -> None:
-        """Refuse a limit that leaves no text a token beside the special ones."""
+        """Count empty texts; refuse a limit that leaves no text a token beside the special ones."""
         kinds = ("cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
         special = {getattr(self.tokenizer, kind) for kind in kinds}
-        if cut and all(special.issuperset(encoding["input_ids"]) for encoding in encodings):
+        empty = sum(special.issuperset(encoding["input_ids"]) for encoding in encodings)
+        self.empty[split] = self.empty.get(split, 0) + empty
+        if cut and empty == len(encodings):
             least = self.tokenizer.num_special_tokens_to_add(paired) + 1 + paired
             raise TaskError(
                 f"{split}: max_length {self.limit} leaves no text a token of its own; "
@@ -181,6 +183,8 @@ class Encoder:
                 f"with {own}, as the tokenizer does; make them agree before you pad texts yourself"
             )
         for split, (cut, total) in self.cut.items():
+            if self.empty.get(split):
+                lines.append(f"data: {self.empty[split]} of {total} texts of {split} are empty")
             if cut:
                 lines.append(
                     f"data: {cut} of {total} texts of {split} are cut to {self.limit} tokens"
@@ -195,6 +199,25 @@ class Encoder:
             "token_type_ids": self.tokenizer.pad_token_type_id,
             "decoder_input_ids": self.tokenizer.pad_token_id,
         }
+
+
+def check_given(folder: ModelFolder, arguments: Iterable[str]) -> None:
+    """Refuse a model whose answers depend on more than the tokens of a text.
+
+    Args:
+        folder: the model folder.
+        arguments: of the model.
+
+    Raises:
+        TaskError: no column gives what it reads.
+    """
+    family = folder.config.model_type
+    read = [f"{what} ({name})" for name, what in NOT_GIVEN.items() if name in arguments]
+    if read or family == TABLES:
+        raise TaskError(
+            f"{folder.name}: models of {family} read {read[0] if read else 'tables'}, "
+            "which no column gives; nearest: a model of texts alone, such as bert"
+        )
 
 
 def _of_decoder(config: Any) -> int:

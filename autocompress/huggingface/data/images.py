@@ -15,9 +15,15 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.media import media_file, processed
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.extra import library, told
+from autocompress.huggingface.folder import ModelFolder
 
 PIXELS = "pixel_values"
 SHAPES = "spatial_shapes"  # of parts of pictures, as SigLIP 2 reads them
+FILLED = "pixel_mask"  # 0 where a picture is filled up
+WHAT = "image processor"
+INNER = ("vision_config", "encoder", "backbone_config")  # configs inside of that of a model
+ONE_SIZE = "do_resize and size with height and width (preprocessor_config.json)"
+MODES = {1: "L", 3: "RGB"}  # number of channels of a model -> mode of PIL
 BILINEAR = 2  # as PIL numbers it
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and values that swap the sides
 DEEP = ("I", "F")  # first letter of modes of PIL with more than 8 bits
@@ -109,13 +115,16 @@ def square(processor: Any) -> tuple[int, int] | None:
         processor: of the folder.
 
     Returns:
-        (width, height), a square of the processor's shortest edge; None if it fixes both sides.
+        (width, height), a square of the processor's shortest edge, or its longest width and height;
+        None if it fixes both sides or names none.
     """
-    size = dict(processor.size)
+    size = dict(getattr(processor, "size", None) or {})
     if size.get("height") and size.get("width"):
         return None
-    edge = int(size.get("shortest_edge") or size["longest_edge"])
-    return edge, edge
+    if size.get("max_height") and size.get("max_width"):
+        return int(size["max_width"]), int(size["max_height"])
+    edge = size.get("shortest_edge") or size.get("longest_edge")
+    return None if edge is None else (int(edge), int(edge))
 
 
 def size_note(size: tuple[int, int] | None) -> list[str]:
@@ -128,6 +137,73 @@ def size_note(size: tuple[int, int] | None) -> list[str]:
         For the user.
     """
     return [] if size is None else [f"data: pictures are resized to {size[0]} x {size[1]}"]
+
+
+def mode_of(folder: ModelFolder) -> str:
+    """Return the mode in which a model takes pictures.
+
+    Args:
+        folder: the model folder, whose config tells the number of channels.
+
+    Returns:
+        Of PIL: "L" for one channel, "RGB" for three.
+
+    Raises:
+        TaskError: the model takes another number of channels.
+    """
+    config = folder.config
+    inner = [getattr(config, name, None) for name in INNER]
+    found = (getattr(part, "num_channels", None) for part in (*inner, config))
+    channels = next((count for count in found if isinstance(count, int)), 3)
+    if channels in MODES:
+        return MODES[channels]
+    raise TaskError(
+        f"{folder.path}: the model takes pictures of {channels} channels, which no image processor "
+        "makes; nearest: 3"
+    )
+
+
+def processed_pictures(processor: Any, place: str, images: Sequence[Any], **arguments: Any) -> Any:
+    """Return what an image processor makes of the pictures of a batch.
+
+    Args:
+        processor: of the folder.
+        place: of the first record, for the error.
+        images: of PIL.
+        arguments: for the processor.
+
+    Returns:
+        Mapping of tensors.
+
+    Raises:
+        TaskError: the processor fails, leaves pictures in different sizes, or fills them up.
+    """
+    try:
+        inputs = processed(processor, WHAT, place, list(images), **arguments)
+    except TaskError:
+        sizes = sorted(_sizes(processor, place, images))
+        if len(sizes) < 2:
+            raise
+        shown = ", ".join(f"{width} x {height}" for width, height in sizes[:2])
+        raise TaskError(
+            f"{place}: pictures of one batch have different sizes ({shown}) behind the {WHAT}; "
+            f"nearest: {ONE_SIZE}"
+        ) from None
+    if FILLED in inputs and not bool(torch.as_tensor(inputs[FILLED]).all()):
+        raise TaskError(
+            f"{place}: the {WHAT} fills up pictures and gives a {FILLED}, which files do not read; "
+            f"nearest: {ONE_SIZE}"
+        )
+    return inputs
+
+
+def _sizes(processor: Any, place: str, images: Sequence[Any]) -> set[tuple[int, int]]:
+    """Return the (width, height) that an image processor gives to each picture by itself."""
+    sizes = set()
+    for image in images:
+        shape = tuple(processed(processor, WHAT, place, [image]).get(PIXELS, np.empty(0)).shape)
+        sizes.add(shape[:-3:-1])
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -159,11 +235,16 @@ class ImageReader:
             TaskError: a picture cannot be read, or the processor fails.
         """
         images = self.pictures(records)
-        inputs = processed(self.processor, "image processor", records[0].place, images)
+        inputs = processed_pictures(self.processor, records[0].place, images)
         if SHAPES in inputs:
             raise TaskError(
                 f"{records[0].place}: the image processor cuts pictures into parts and tells their "
                 f"{SHAPES}, which are not read yet; nearest: a model for pictures of one size"
+            )
+        if PIXELS not in inputs:
+            raise TaskError(
+                f"{records[0].place}: the image processor gives {', '.join(inputs)}, no {PIXELS}; "
+                "nearest: a model that reads pixels, such as vit"
             )
         return {PIXELS: torch.as_tensor(inputs[PIXELS])}
 

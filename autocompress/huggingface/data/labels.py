@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.records import Record
 
 NUMBER = re.compile(r"[-+]?\d+(\.\d*)?")
@@ -193,6 +195,32 @@ def number_of(record: Record, column: str) -> float:
     if math.isfinite(number):
         return number
     raise TaskError(f"{record.place}: column {column!r} must be a number, got {str(value)[:40]!r}")
+
+
+def numbers_of(record: Record, column: str, count: int) -> list[float]:
+    """Return the scores of a sample that has several.
+
+    Args:
+        record: one sample.
+        column: of the scores.
+        count: of the model.
+
+    Returns:
+        `count` finite numbers.
+
+    Raises:
+        TaskError: it holds something else.
+    """
+    value = unpacked(record.values.get(column), column, record.place)
+    if isinstance(value, (list, tuple)) and len(value) == count:
+        with suppress(TypeError, ValueError):
+            numbers = [float(number) for number in value]
+            if all(map(math.isfinite, numbers)):
+                return numbers
+    raise TaskError(
+        f"{record.place}: column {column!r} must be a list of {count} numbers, one for each output "
+        f"of the model, got {str(value)[:40]!r}"
+    )
 
 
 def several(value: Any, place: str) -> Sequence[Any]:

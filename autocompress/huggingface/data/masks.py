@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.images import PIXELS, open_image
-from autocompress.huggingface.data.media import LABELS, processed
+from autocompress.huggingface.data.images import PIXELS, open_image, processed_pictures
+from autocompress.huggingface.data.media import LABELS
 from autocompress.huggingface.data.records import Record
 
 LOOKED_AT = 32  # masks in which pixels that do not count are looked for
@@ -29,6 +29,7 @@ class MaskReader:
         processor: of the folder, which resizes and crops both alike.
         classes: of the model.
         ignored: number of the pixels that do not count.
+        mode: of the pictures, as in `ImageReader`.
     """
 
     image: str
@@ -36,6 +37,7 @@ class MaskReader:
     processor: Any
     classes: int
     ignored: int
+    mode: str = "RGB"
 
     def __call__(self, records: Sequence[Record]) -> dict[str, Tensor]:
         """Return the pictures and masks of some records.
@@ -49,12 +51,12 @@ class MaskReader:
         Raises:
             TaskError: a file cannot be read, or a mask holds other classes than the model.
         """
-        images = [open_image(record, self.image, "RGB") for record in records]
+        images = [open_image(record, self.image, self.mode) for record in records]
         masks = [
             self._mask(record, image.size) for record, image in zip(records, images, strict=True)
         ]
-        inputs = processed(
-            self.processor, "image processor", records[0].place, images, segmentation_maps=masks
+        inputs = processed_pictures(
+            self.processor, records[0].place, images, segmentation_maps=masks
         )
         labels = torch.as_tensor(np.stack([np.asarray(label) for label in inputs[LABELS]]))
         for record, label in zip(records, labels, strict=True):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import TaskError, nearest_name
+from autocompress.huggingface.data.reading.known import known_rows
 from autocompress.huggingface.data.reading.split_folders import SAVED, is_hidden, split_folders
 from autocompress.huggingface.data.reading.tables import read_table
 from autocompress.huggingface.extra import library, told
@@ -21,6 +22,7 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 METADATA = ("metadata.jsonl", "metadata.csv")  # beside the files that their column file_name names
 FILE_NAME = "file_name"
+TRANSLATION = "translation"  # column of data sets that holds a text in several languages
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -64,7 +66,17 @@ def read_records(path: str, notes: list[str]) -> list[Record]:
         records = _file(place, notes)
     if not records:
         raise TaskError(f"{path}: holds no sample")
-    return records
+    return [_unfolded(record) for record in records]
+
+
+def _unfolded(record: Record) -> Record:
+    """Return a record with a column for each language of its translations, as "translation.en"."""
+    texts = record.values.get(TRANSLATION)
+    if not isinstance(texts, Mapping):
+        return record
+    values = {name: value for name, value in record.values.items() if name != TRANSLATION}
+    values |= {f"{TRANSLATION}.{language}": text for language, text in texts.items()}
+    return replace(record, values=values)
 
 
 def _file(path: Path, notes: list[str]) -> list[Record]:
@@ -112,6 +124,8 @@ def _json(path: Path) -> list[Record]:
         if error.msg == "Extra data":  # one object per line
             return _jsonl(path)
         raise TaskError(f"{path} line {error.lineno}: is no JSON ({error.msg})") from None
+    with told(f"{path}: lacks a part that files of its layout have"):
+        rows = known_rows(rows) or rows
     if not isinstance(rows, list):
         raise TaskError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     return [_record(values, path, f"entry {i}") for i, values in enumerate(rows, 1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def read_splits(
     options: Options,
     regroup: Callable[[list[Record]], list[Record]] | None = None,
     together: str | None = None,
+    labels: Sequence[str] = (),
 ) -> Splits:
     """Read the splits of the data.
 
@@ -57,6 +58,8 @@ def read_splits(
         regroup: records of a file -> the samples that splits are made of, in their order in one
             text; None takes the records.
         together: part of a sample, such as "context". Samples that share it are cut into one split.
+        labels: parts of a sample that may be its label, such as "label". A test split is cut from
+            the validation split where the training data have none of them and that has.
 
     Returns:
         The splits; each with at most `options.samples` samples, drawn by the seed.
@@ -81,15 +84,16 @@ def read_splits(
         assert train is not None
         train, validation = cutter.cut(train, options.seed, "training data", "validation")
     if test is None:
-        source = validation if train is None else train
+        from_train = train is not None and not cutter.lacks(labels, train, validation)
+        source = train if train is not None and from_train else validation
         if len(source) < LEAST:
             notes.append(f"data: {len(source)} samples are too few to cut a test split from")
         elif len(cutter.groups(source)) < 2:
             notes.append(f"data: no test split is cut, since all samples have the same {together}")
-        elif train is None:
-            validation, test = cutter.cut(source, options.seed + 1, "validation", "test")
-        else:
+        elif from_train:
             train, test = cutter.cut(source, options.seed + 1, "training data", "test")
+        else:
+            validation, test = cutter.cut(source, options.seed + 1, "validation", "test")
     if train is None:
         notes.append("data: training sees the inputs of the validation split, without labels")
     return Splits(
@@ -128,6 +132,13 @@ class _Cutter:
     together: str | None
     one_text: bool
     notes: list[str]
+
+    def lacks(self, parts: Sequence[str], records: list[Record], others: list[Record]) -> bool:
+        """Return True if the records have no column for any of the parts and the others have."""
+        columns = Columns("", self.columns)
+        if any(columns.find(part, records) for part in parts):
+            return False
+        return any(columns.find(part, others) for part in parts)
 
     def groups(self, records: list[Record]) -> list[list[int]]:
         """Return the numbers of the records that share a value, in the order of the file."""

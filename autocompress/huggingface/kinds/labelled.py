@@ -14,6 +14,7 @@ from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import Splits
 from autocompress.huggingface.folder import ModelFolder
+from autocompress.huggingface.kinds.one_sided import check_classes, deciding
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -38,7 +39,11 @@ AGREEMENT = Answers(classes.probabilities, OF_AGREEMENT)
 
 
 def class_targets(
-    labels: Labels, splits: Splits, by_split: Mapping[str, str | None], notes: list[str]
+    labels: Labels,
+    splits: Splits,
+    by_split: Mapping[str, str | None],
+    notes: list[str],
+    options: Options,
 ) -> dict[str, list[int] | None]:
     """Return the class of each sample.
 
@@ -47,12 +52,14 @@ def class_targets(
         splits: of the data.
         by_split: column of the labels in each split.
         notes: gets a line that says how numbers are read.
+        options: name the metric that decides.
 
     Returns:
         By split; None without labels.
 
     Raises:
-        TaskError: a label is none of the model's.
+        TaskError: a label is none of the model's, or the metric that decides cannot tell answers
+            apart by those of the validation split.
     """
     values = {
         split: [(record.values.get(column), record.place) for record in records]
@@ -61,6 +68,9 @@ def class_targets(
     }
     labels = labels.reading((pair for part in values.values() for pair in part), notes)
     numbers = {split: [labels.number(*pair) for pair in part] for split, part in values.items()}
+    if "validation" in numbers:
+        metric, place = deciding(options, "accuracy"), splits.validation[0].place
+        check_classes(metric, numbers["validation"], len(labels.names), place)
     return {split: numbers.get(split) for split, _ in splits.parts()}
 
 
@@ -92,7 +102,7 @@ def label_parts(
     """
     lines = [*splits.notes, *notes]
     by_split = label_columns(columns, "label", splits)
-    targets = class_targets(Labels.of(folder.config), splits, by_split, lines)
+    targets = class_targets(Labels.of(folder.config), splits, by_split, lines, options)
     batches = {
         split: MediaBatches(records, reader(records), targets[split], whole_numbers, options)
         for split, records in splits.parts()

@@ -21,7 +21,7 @@ class Correlation:
     """Compute a correlation of the numbers of all samples, which take little memory.
 
     Attributes:
-        of: (numbers, right numbers) -> the correlation.
+        of: (numbers, right numbers) -> the correlation, for one number per sample.
         pairs: True for embeddings (2n, width): the cosine of each pair of neighbours is its number,
             and targets hold the score of each pair twice.
         numbers: by batch.
@@ -37,19 +37,24 @@ class Correlation:
         """Take one batch; the texts of a pair are in one.
 
         Args:
-            outputs: (n,) or (n, 1) numbers, or embeddings.
-            targets: (n,) numbers.
+            outputs: (n,) or (n, k) numbers, or embeddings.
+            targets: (n,) or (n, k) numbers.
         """
         if self.pairs:
             outputs, targets = cosines(outputs), targets[::2][: len(outputs) // 2]
-        self.numbers.append(outputs.flatten())
-        self.right.append(targets.flatten())
+        self.numbers.append(outputs.reshape(len(outputs), -1))
+        self.right.append(targets.reshape(len(targets), -1))
 
     def compute(self) -> float:
-        """Return a number from -1 to 1: NaN for fewer than two samples, 0 for a constant side."""
+        """Return a number from -1 to 1: NaN for fewer than two samples, 0 for a constant side.
+
+        Of several numbers per sample it is the mean of their correlations.
+        """
         if not self.numbers:
             return math.nan
-        return self.of(torch.cat(self.numbers), torch.cat(self.right))
+        columns = zip(torch.cat(self.numbers).T, torch.cat(self.right).T, strict=True)
+        values = [self.of(numbers, right) for numbers, right in columns]
+        return sum(values) / len(values)
 
 
 def pearson(numbers: Tensor, right: Tensor) -> float:
@@ -116,16 +121,17 @@ class Mean:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the negative squared error of each number.
+    """Return the negative squared error of each sample.
 
     Args:
-        outputs: (n,) or (n, 1) numbers.
-        targets: (n,) numbers.
+        outputs: (n,) or (n, k) numbers.
+        targets: (n,) or (n, k) numbers.
 
     Returns:
-        (n,), at most 0.
+        (n,), at most 0; of several numbers per sample the mean.
     """
-    return -(outputs.flatten() - targets.flatten()).square()
+    errors = outputs.reshape(len(outputs), -1) - targets.reshape(len(targets), -1)
+    return -errors.square().mean(1)
 
 
 def cosine(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -290,7 +290,8 @@ def _square(facts: Facts) -> str:
     if facts.task == QUESTIONS:
         if images.get("do_center_crop"):
             return ""
-        width = height = size.get("shortest_edge") or size.get("longest_edge")
+        width = size.get("shortest_edge") or size.get("longest_edge") or size.get("max_width")
+        height = size.get("max_height", width)
     way = images.get("resample")
     return f".resize(({width}, {height}), {BILINEAR if way is None else way})"
 
@@ -330,8 +331,9 @@ def _results(lines: Lines, facts: Facts) -> list[str]:
             show = [line.replace(word, value) for line in show]
     if lines.show != BEST or facts.task != "text-classification":
         return show
-    if len(facts.config.get("id2label") or (0, 1)) == 1:
+    problem = facts.config.get("problem_type")
+    if problem == "regression" or len(facts.config.get("id2label") or (0, 1)) == 1:
         return ["print(logits[0])"]
-    if facts.config.get("problem_type") == "multi_label_classification":
+    if problem == "multi_label_classification":
         return ["print([labels[i] for i, value in enumerate(logits[0]) if value > 0])"]
     return show

@@ -180,15 +180,47 @@ def _program(model: nn.Module, inputs: Inputs) -> nn.Module | None:
     compared = [inputs, doubled] if _runs(model, doubled) else [inputs]
     for traced in reversed(compared):
         for strict in (False, True):  # only the strict tracer follows len(tensor)
-            try:
-                with _quiet(), traceable_layers(model):
-                    program = exported_program(model, traced, strict)
-                    graph = with_modules(program, model)
-            except Exception:
+            graph, free = _traced(model, traced, strict)
+            if graph is None or not all(same_outputs(model, graph, batch) for batch in compared):
                 continue
-            if all(same_outputs(model, graph, batch) for batch in compared):
+            # A model that fills up a text to whole blocks takes another branch where there is
+            # nothing to fill up. The program of a text that is filled up computes both.
+            longer = map_inputs(traced, _longer)
+            if not free or not _runs(model, longer) or same_outputs(model, graph, longer):
                 return graph
+            other, _ = _traced(model, longer, strict)
+            if other is not None and all(
+                same_outputs(model, other, batch) for batch in (*compared, longer)
+            ):
+                return other
+            return graph
     return None
+
+
+def _traced(model: nn.Module, inputs: Inputs, strict: bool) -> tuple[nn.Module | None, bool]:
+    """Return the program of some inputs, or None, and whether a length of tokens is free in it."""
+    try:
+        with _quiet(), traceable_layers(model):
+            program = exported_program(model, inputs, strict)
+            free = any(map(_has_free_length, program.graph.nodes))
+            return with_modules(program, model), free
+    except Exception:
+        return None, False
+
+
+def _has_free_length(node: fx.Node) -> bool:
+    """Return True for an input of (samples, tokens) whose number of tokens is free."""
+    value = node.meta.get("val") if node.op == "placeholder" else None
+    if not isinstance(value, Tensor) or value.dim() != 2 or value.is_floating_point():
+        return False
+    return not isinstance(value.shape[1], int)
+
+
+def _longer(tensor: Tensor) -> Tensor:
+    """Return whole numbers of (samples, tokens) with the last token twice; others as they are."""
+    if tensor.dim() != 2 or tensor.is_floating_point():
+        return tensor
+    return torch.cat([tensor, tensor[:, -1:]], 1)
 
 
 @contextlib.contextmanager

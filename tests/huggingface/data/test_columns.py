@@ -61,6 +61,7 @@ def test_all_records_are_looked_at() -> None:
         ({}, "question sentence", ("question", "sentence")),  # QNLI
         ({}, "query document", ("query", "document")),
         ({}, "passage query", ("query", "passage")),
+        ({}, "anchor positive negative", ("anchor", "positive")),
         ({}, "sentence_A sentence_B", ("sentence_A", "sentence_B")),
         ({}, "hypothesis premise", ("premise", "hypothesis")),
         ({}, "text question sentence", ("text", None)),

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from autocompress.errors import TaskError
-from autocompress.huggingface.data.images import ImageReader, image_size, open_image
+from autocompress.huggingface.data.images import (
+    ImageReader,
+    image_size,
+    mode_of,
+    open_image,
+    square,
+)
 from autocompress.huggingface.data.masks import MaskReader
 from autocompress.huggingface.data.records import Record
 
@@ -95,3 +101,80 @@ def test_parts_of_pictures_with_shapes_are_refused() -> None:
     reader = ImageReader("image", Siglip2ImageProcessorPil(patch_size=4, max_num_patches=16))
     with pytest.raises(TaskError, match=r"a line 1: .*spatial_shapes, which are not read yet"):
         reader([record(np.stack([GREY] * 3, -1))])
+
+
+class Keeping:
+    """An image processor that keeps the proportions of pictures, or fills them up."""
+
+    def __init__(self, fills: bool = False, names: str = "pixel_values") -> None:
+        self.fills, self.name = fills, names
+
+    def __call__(self, pictures: list[Any], return_tensors: str) -> dict[str, Any]:
+        arrays = [np.asarray(picture).transpose(2, 0, 1) for picture in pictures]
+        if self.fills:
+            mask = np.zeros((len(arrays), 9, 9))
+            for row, array in zip(mask, arrays, strict=True):
+                row[: array.shape[1], : array.shape[2]] = 1
+            return {self.name: np.zeros((len(arrays), 3, 9, 9)), "pixel_mask": mask}
+        return {self.name: np.stack(arrays)}
+
+
+def test_pictures_of_different_sizes_are_refused() -> None:
+    wide, high = record(np.zeros((9, 6, 3), np.uint8)), record(np.zeros((6, 9, 3), np.uint8))
+    reader = ImageReader("image", Keeping())
+    line = r"a line 1: pictures of one batch have different sizes \(6 x 9, 9 x 6\) .*do_resize"
+    with pytest.raises(TaskError, match=line):
+        reader([wide, high])
+    assert reader([wide, wide])["pixel_values"].shape == (2, 3, 9, 6)
+
+
+def test_pictures_that_are_filled_up_are_refused() -> None:
+    reader = ImageReader("image", Keeping(fills=True))
+    with pytest.raises(TaskError, match=r"a line 1: .* fills up pictures and gives a pixel_mask"):
+        reader([record(np.zeros((9, 6, 3), np.uint8))])
+    full = record(np.zeros((9, 9, 3), np.uint8))
+    assert reader([full])["pixel_values"].shape == (1, 3, 9, 9)
+
+
+def test_models_that_read_something_else_than_pixels() -> None:
+    reader = ImageReader("image", Keeping(names="input_ids"))
+    with pytest.raises(TaskError, match="a line 1: the image processor gives input_ids, no pixel"):
+        reader([record(np.zeros((9, 6, 3), np.uint8))])
+
+
+def test_channels_of_a_model() -> None:
+    def folder(**config: Any) -> Any:
+        return SimpleNamespace(path="m", config=SimpleNamespace(**config))
+
+    assert mode_of(folder()) == mode_of(folder(num_channels=3)) == "RGB"
+    assert mode_of(folder(num_channels=1)) == "L"
+    for inner in ("vision_config", "encoder", "backbone_config"):
+        grey = SimpleNamespace(num_channels=1)
+        assert mode_of(folder(num_channels=3, **{inner: grey})) == "L"
+    with pytest.raises(TaskError, match=r"m: the model takes pictures of 4 channels.*nearest: 3"):
+        mode_of(folder(num_channels=4))
+
+
+def test_grey_pictures_with_masks() -> None:
+    def process(pictures: Any, segmentation_maps: Any, return_tensors: str) -> dict[str, Any]:
+        assert [picture.mode for picture in pictures] == ["L"]
+        return {"pixel_values": np.zeros((1, 1, 2, 3)), "labels": segmentation_maps}
+
+    grey = record(GREY // 100)
+    row = Record({**grey.values, "mask": grey.values["image"]}, "a line 1", Path())
+    read = MaskReader("image", "mask", process, 3, 255, "L")([row])
+    assert read["labels"].tolist() == [(GREY // 100).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [
+        ({"height": 4, "width": 6}, None),
+        ({"shortest_edge": 4, "longest_edge": 9}, (4, 4)),
+        ({"longest_edge": 9}, (9, 9)),
+        ({"max_height": 6, "max_width": 8}, (8, 6)),
+        (None, None),
+    ],
+)
+def test_size_of_pictures_that_would_keep_their_shape(size: Any, side: Any) -> None:
+    assert square(SimpleNamespace(size=size)) == side

@@ -146,3 +146,11 @@ def test_places_without_data(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(TaskError, match=r"latin\.txt: is no text in UTF-8 \(byte 3\)$"):
         read_records(str(tmp_path / "latin.txt"))
+
+
+def test_a_column_for_each_language_of_a_translation(tmp_path: Path) -> None:
+    row = {"id": 3, "translation": {"en": "one", "de": "eins"}}
+    text = json.dumps(row) + "\n" + json.dumps({"translation": "a text"})
+    first, second = read_records(written(tmp_path, "a.jsonl", text))
+    assert first.values == {"id": 3, "translation.en": "one", "translation.de": "eins"}
+    assert second.values == {"translation": "a text"}

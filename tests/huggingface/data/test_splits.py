@@ -70,6 +70,26 @@ def test_a_test_split_is_cut_from_validation_data_alone(tmp_path: Path) -> None:
     assert few.notes[0] == "data: 9 samples are too few to cut a test split from"
 
 
+def test_a_test_split_has_labels_where_training_data_have_none(tmp_path: Path) -> None:
+    plain, labelled = tmp_path / "train.jsonl", tmp_path / "dev.jsonl"
+    plain.write_text("".join(json.dumps({"text": f"a {i}"}) + "\n" for i in range(20)))
+    rows = [{"text": f"b {i}", "sentiment": i} for i in range(20)]
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = Options("m", data=str(plain), validation=str(labelled))
+    for labels, source in (
+        ((), "a"),
+        (("mask",), "a"),
+        (("label",), "b"),
+        (("mask", "label"), "b"),
+    ):
+        splits = read_splits(options, labels=labels)
+        assert splits.test is not None
+        assert {record.values["text"][0] for record in splits.test} == {source}
+        assert len(splits.validation) == (16 if source == "b" else 20)
+    swapped = Options("m", data=str(labelled), validation=str(plain))
+    assert len(read_splits(swapped, labels=("label",)).validation) == 20
+
+
 def test_most_samples(tmp_path: Path) -> None:
     files = {name: lines(tmp_path / f"{name}.txt", 30) for name in ("data", "validation")}
     splits = read_splits(Options("m", **files, samples=5))

@@ -36,6 +36,8 @@ def test_programs_can_be_compiled_and_have_few_lines(task: str) -> None:
 def test_labels_follow_the_config() -> None:
     one = facts("text-classification", config={"id2label": {"0": "LABEL_0"}})
     assert runtime_lines(one)[-1] == "print(logits[0])"
+    numbers = {"problem_type": "regression", "id2label": {"0": "a", "1": "b"}}
+    assert runtime_lines(facts("text-classification", config=numbers))[-1] == "print(logits[0])"
     several = facts("text-classification", config={"problem_type": "multi_label_classification"})
     assert "if value > 0" in runtime_lines(several)[-1]
     assert runtime_lines(facts("text-classification"))[-1] == (
@@ -159,6 +161,7 @@ def test_prompts_and_pictures_that_become_squares() -> None:
     inputs = {"pixel_values": ("batch", 3, 64, 32)}
     for size, words in (
         ({"shortest_edge": 64}, "images=picture.resize((32, 64), 3)"),
+        ({"max_height": 64, "max_width": 32}, "images=picture.resize((32, 64), 3)"),
         ({"height": 64, "width": 32}, "images=picture,"),
     ):
         processor = {"size": size, "resample": 3}

@@ -325,3 +325,29 @@ def test_a_model_that_asks_for_classes_or_parameters_of_its_layers_becomes_a_pro
 
 def test_a_model_that_reads_attributes_of_its_layers_stays_a_tree() -> None:
     assert form_of(plain_model(AsksForAttributes().eval(), X)) == "whole"
+
+
+class Blocks(nn.Module):
+    """Sum up blocks of 4 tokens, as models with chunked states do; the last one is filled up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 3)
+        self.weight = nn.Parameter(torch.randn(3, 3))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        n = ids.shape[1]
+        filled = (4 - n % 4) % 4
+        states = F.pad(F.linear(self.table(ids), self.weight), (0, 0, 0, filled))
+        states = states.reshape(len(ids), -1, 4, 3).cumsum(2).reshape(len(ids), -1, 3)
+        return states[:, :n] if filled > 0 else states
+
+
+@pytest.mark.parametrize("traced", [8, 7])
+def test_lengths_beside_whole_blocks(traced: int) -> None:
+    model = Blocks().eval()
+    plain = plain_model(model, {"ids": torch.randint(9, (1, traced))})
+    assert form_of(plain) == "program"
+    for length in (8, 7, 9, 3, 12):
+        ids = torch.randint(9, (2, length))
+        torch.testing.assert_close(plain(ids=ids), model(ids))

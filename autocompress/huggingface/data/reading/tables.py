@@ -9,6 +9,8 @@ from pathlib import Path
 from autocompress.errors import TaskError
 
 FIELD = 2**24  # most characters of a field
+COMMA, TAB = ",", "\t"
+OTHERS = (COMMA, ";", TAB)  # spreadsheets of some countries write ";"
 Row = tuple[int, list[str]]  # number of its (last) line, fields
 
 
@@ -20,8 +22,8 @@ def read_table(
     Args:
         path: of the file, for messages.
         text: of the file.
-        separator: of fields: "," or a tab.
-        notes: gets a line if quotes belong to the texts.
+        separator: of fields: "," or a tab. Where the first line has none, another one that it has.
+        notes: gets a line if it is another one, or if quotes belong to the texts.
 
     Returns:
         (number of the line, column -> field) of each row.
@@ -30,7 +32,12 @@ def read_table(
         TaskError: rows have other numbers of fields than the first line, a name of a column is
             repeated, or a quote is not closed.
     """
-    rows = _rows(path, text, separator, notes)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    divides = next((other for other in (separator, *OTHERS) if other in first), separator)
+    if divides != separator:
+        shown = "tabs" if divides == TAB else repr(divides)
+        notes.append(f"data: {path.name}: columns are divided by {shown}")
+    rows = _rows(path, text, divides, notes)
     if not rows:
         return []
     names = [name.strip() for name in rows[0][1]]
@@ -58,7 +65,7 @@ def _rows(path: Path, text: str, separator: str, notes: list[str]) -> list[Row]:
     except csv.Error as caught:
         error = str(caught)
     swallowed = _swallowed(quoted or [], plain)
-    if separator == ",":
+    if separator != TAB:
         if quoted is None:
             raise TaskError(f"{path}: is no table: {error}")
         if swallowed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autocompress.huggingface.data.columns import Columns
-from autocompress.huggingface.data.images import ImageReader
+from autocompress.huggingface.data.images import ImageReader, mode_of
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
@@ -33,8 +33,9 @@ def image_to_text(folder: ModelFolder, options: Options) -> Parts:
     splits = read_splits(options, together="image")
     model = load_model(folder, "AutoModelForImageTextToText")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
+    mode = mode_of(folder)
 
     def reader(records: list[Record]) -> ImageReader:
-        return ImageReader(columns.need("image", records), processor)
+        return ImageReader(columns.need("image", records), processor, mode)
 
     return decoded_parts(folder, model, splits, columns, "caption", reader, options)

@@ -9,7 +9,7 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import whole_numbers
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder
-from autocompress.huggingface.data.images import ImageReader, size_note, square
+from autocompress.huggingface.data.images import ImageReader, mode_of, size_note, square
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.reading.cells import unpacked
@@ -43,11 +43,11 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("answer",))
     model = PictureQuestions(load_model(folder, "AutoModelForVisualQuestionAnswering"))
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
-    labels, size = Labels.of(folder.config), square(processor)
+    labels, size, mode = Labels.of(folder.config), square(processor), mode_of(folder)
     by_split = label_columns(columns, "answer", splits)
     notes, batches = [*splits.notes, *size_note(size)], {}
     usuals = {
@@ -65,7 +65,7 @@ def visual_question_answering(folder: ModelFolder, options: Options) -> Parts:
         if answer is not None:
             targets = [_answer(usual, labels, record) for usual, record in usuals[split]]
             _tell_unknown(targets, records, split, notes)
-        read = ImageReader(columns.need("image", records), processor, size=size)
+        read = ImageReader(columns.need("image", records), processor, mode, size)
         batches[split] = MediaBatches(
             records, read, targets, whole_numbers, options, rows, encoder.padding
         )

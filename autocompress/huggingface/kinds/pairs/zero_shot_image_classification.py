@@ -11,7 +11,7 @@ from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import as_list
 from autocompress.huggingface.data.columns import Columns, value_of
 from autocompress.huggingface.data.encoding import Encoder, Row
-from autocompress.huggingface.data.images import ImageReader
+from autocompress.huggingface.data.images import ImageReader, mode_of
 from autocompress.huggingface.data.media import MediaBatches
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits, shared_value
@@ -49,6 +49,7 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
     inner = frozenset(inspect.signature(model.model.forward).parameters)
     encoder = replace(encoder, arguments=encoder.arguments & inner)
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
+    mode = mode_of(folder)
     labelled = columns.find("caption", splits.validation) is None
     batches = {}
     for split, records in splits.parts():
@@ -62,7 +63,7 @@ def zero_shot_image_classification(folder: ModelFolder, options: Options) -> Par
         image = columns.need("image", records)
         if not labelled:
             targets = _pairs(records, image, rows)
-        read = ImageReader(image, processor)
+        read = ImageReader(image, processor, mode)
         batches[split] = MediaBatches(
             records, read, targets, as_list, options, rows, encoder.padding
         )

@@ -31,7 +31,7 @@ def audio_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="audio")
+    splits = read_splits(options, together="audio", labels=("label",))
     model = load_model(folder, "AutoModelForAudioClassification")
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")
     notes: list[str] = []

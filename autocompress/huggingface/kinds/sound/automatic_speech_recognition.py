@@ -61,7 +61,7 @@ def automatic_speech_recognition(folder: ModelFolder, options: Options) -> Parts
     columns.check(COLUMNS)
     if folder.architecture in classes_of("SPEECH_SEQ_2_SEQ"):
         return transcription(folder, columns, options)
-    splits = read_splits(options, together="audio")
+    splits = read_splits(options, together="audio", labels=("transcript",))
     model = load_model(folder, "AutoModelForCTC")
     tokenizer = read_tokenizer(folder)
     processor = load_processor(folder, "AutoFeatureExtractor", "feature extractor")

@@ -12,11 +12,12 @@ from torch import nn
 
 from autocompress.huggingface.data.batches import Sample, real_numbers
 from autocompress.huggingface.data.columns import Columns, value_of
-from autocompress.huggingface.data.encoding import Encoder, Row
+from autocompress.huggingface.data.encoding import Encoder, Row, check_given
 from autocompress.huggingface.data.labels import number_of
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder, is_encoder
+from autocompress.huggingface.kinds.one_sided import check_numbers, deciding
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -36,6 +37,7 @@ OF_PAIRS = {
     "spearman": partial(numbers.Correlation, numbers.spearman, pairs=True),
     "pearson": partial(numbers.Correlation, numbers.pearson, pairs=True),
 }
+OTHER_SCORES = "pairs with different scores"
 CLOSENESS = Answers(numbers.same, {"cosine": partial(numbers.Mean, numbers.cosine)})
 
 
@@ -55,8 +57,9 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("score",))
     model, words = sentence_encoder(folder, _encoder(folder))
+    check_given(folder, _arguments(model.encoder))
     tokenizer, longest = load_tokenizer(folder, model), sentence_length(folder)
     encoder = Encoder.of(folder, tokenizer, model, options, longest)
     encoder = replace(encoder, arguments=encoder.arguments & _arguments(model.encoder))
@@ -74,6 +77,9 @@ def embeddings(folder: ModelFolder, options: Options) -> Parts:
             rows = [(*row, encoder.row(other)) for row, other in zip(rows, others, strict=True)]
         score = scores.get(split)
         targets = [None if score is None else number_of(record, score) for record in records]
+        if split == "validation":
+            known = [number for number in targets if number is not None]
+            check_numbers(deciding(options, "spearman"), known, records[0].place, OTHER_SCORES)
         samples[split] = [Sample(*pair) for pair in zip(rows, targets, strict=True)]
     notes = [*splits.notes, words]
     if prompt:

@@ -57,7 +57,7 @@ def question_answering(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="context")
+    splits = read_splits(options, together="context", labels=("answers",))
     model = load_model(folder, "AutoModelForQuestionAnswering")
     tokenizer = load_tokenizer(folder, model)
     if not tokenizer.is_fast:

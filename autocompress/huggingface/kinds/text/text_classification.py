@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
 
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import Sample, real_numbers, whole_numbers
 from autocompress.huggingface.data.columns import Columns, second_text, value_of
 from autocompress.huggingface.data.encoding import Encoder
-from autocompress.huggingface.data.labels import Labels, number_of, several
+from autocompress.huggingface.data.labels import Labels, number_of, numbers_of, several
 from autocompress.huggingface.data.reading.cells import unpacked
 from autocompress.huggingface.data.reading.multi_hot import are_multi_hot, yes_or_no
 from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.folder import CONFIG_FILE, ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT, OF_CLASSES, class_targets
+from autocompress.huggingface.kinds.one_sided import check_any, check_numbers, deciding
 from autocompress.huggingface.kinds.parts import (
     Answers,
     Parts,
@@ -62,7 +67,7 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("label",))
     model = load_model(folder, "AutoModelForSequenceClassification")
     reads_end = reads_end_token(model)
     if reads_end:
@@ -71,7 +76,8 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     encoder = Encoder.of(folder, load_tokenizer(folder, model), model, options)
     problem = problem_of(folder.config)
     by_split, notes = label_columns(columns, "label", splits), [*splits.notes]
-    targets = _targets(folder.config, problem, splits, by_split, notes)
+    targets = _targets(folder.config, problem, splits, by_split, notes, options)
+    _check_targets(problem, targets["validation"], splits.validation[0].place, options)
     paired = columns.pair(splits.validation)[1] is not None
     samples = {}
     for split, records in splits.parts():
@@ -89,6 +95,8 @@ def text_classification(folder: ModelFolder, options: Options) -> Parts:
     collect = real_numbers if problem in (NUMBER, SEVERAL) else whole_numbers
     metrics: Any = {NUMBER: OF_NUMBERS, SEVERAL: OF_SEVERAL}.get(problem, OF_CLASSES)
     parts = text_parts(model, encoder, samples, collect, metrics, options, notes, columns)
+    if problem == NUMBER:
+        parts = replace(parts, loss=_loss, divergence=_distance)
     if by_split["validation"] is not None:
         return parts
     if problem == SEVERAL:
@@ -118,16 +126,39 @@ def _targets(
     splits: Splits,
     by_split: Mapping[str, str | None],
     notes: list[str],
+    options: Options,
 ) -> Mapping[str, list[Any] | None]:
     """Return the number, the class, or 0 and 1 for each class, of each sample."""
     if problem == SEVERAL:
         return _several(Labels.of(config), splits, by_split, notes)
     if problem != NUMBER:
-        return class_targets(Labels.of(config), splits, by_split, notes)
+        return class_targets(Labels.of(config), splits, by_split, notes, options)
+    read = number_of if config.num_labels == 1 else partial(numbers_of, count=config.num_labels)
     return {
-        split: None if (c := by_split[split]) is None else [number_of(r, c) for r in records]
+        split: None if (c := by_split[split]) is None else [read(r, c) for r in records]
         for split, records in splits.parts()
     }
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error, also of scores that are all 0 or 1."""
+    return F.mse_loss(output, target.to(output.dtype).reshape(output.shape))
+
+
+def _distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference of the numbers of each sample."""
+    return (student - teacher).reshape(len(student), -1).square().mean(1)
+
+
+def _check_targets(problem: str, targets: list[Any] | None, place: str, options: Options) -> None:
+    """Refuse labels for which the metric has one value; those of classes are checked already."""
+    if targets is None:
+        return
+    if problem == NUMBER:
+        nearest = "--metric squared_error"
+        check_numbers(deciding(options, "pearson"), targets, place, nearest)
+    if problem == SEVERAL:
+        check_any(deciding(options, "f1"), any(map(any, targets)), "a label", place)
 
 
 def _several(

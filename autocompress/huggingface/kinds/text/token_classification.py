@@ -17,9 +17,10 @@ from autocompress.huggingface.data.splits import Splits, read_splits
 from autocompress.huggingface.extra import quiet, told
 from autocompress.huggingface.folder import ModelFolder
 from autocompress.huggingface.kinds.labelled import AGREEMENT
+from autocompress.huggingface.kinds.one_sided import check_any, deciding
 from autocompress.huggingface.kinds.parts import Parts, answered, label_columns, text_parts
 from autocompress.huggingface.loading import load_model, load_tokenizer
-from autocompress.huggingface.metrics.entities import EntityF1, are_named, tags_of
+from autocompress.huggingface.metrics.entities import OUTSIDE, EntityF1, are_named, tags_of
 from autocompress.huggingface.metrics.tokens import TokenAccuracy
 from autocompress.huggingface.options import Options
 from autocompress.task.calls import Metric
@@ -51,7 +52,7 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options)
+    splits = read_splits(options, labels=("tags",))
     model = load_model(folder, "AutoModelForTokenClassification")
     tokenizer = load_tokenizer(folder, model)
     if not tokenizer.is_fast:
@@ -81,7 +82,12 @@ def token_classification(folder: ModelFolder, options: Options) -> Parts:
         samples[split] = [Sample(*pair) for pair in zip(inputs, targets, strict=True)]
     metrics: dict[str, Metric] = {"accuracy": TokenAccuracy}
     if are_named(labels.names):
-        metrics = {"f1": partial(EntityF1, tags_of(labels.names)), **metrics}
+        kinds = tags_of(labels.names)
+        metrics = {"f1": partial(EntityF1, kinds), **metrics}
+        if "validation" in tags:
+            is_there = any(kinds[i] != OUTSIDE for row in tags["validation"] for i in row)
+            place = splits.validation[0].place
+            check_any(deciding(options, "f1"), is_there, "an entity", place)
     elif tags:
         notes.append(NAMELESS)
     parts = text_parts(model, encoder, samples, per_token, metrics, options, notes, columns)

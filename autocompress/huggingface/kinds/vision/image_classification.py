@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autocompress.huggingface.data.columns import Columns
-from autocompress.huggingface.data.images import ImageReader
+from autocompress.huggingface.data.images import ImageReader, mode_of
 from autocompress.huggingface.data.records import Record
 from autocompress.huggingface.data.splits import read_splits
 from autocompress.huggingface.folder import ModelFolder
@@ -30,10 +30,10 @@ def image_classification(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("label",))
     model = load_model(folder, "AutoModelForImageClassification")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
-    mode = "L" if getattr(folder.config, "num_channels", 3) == 1 else "RGB"
+    mode = mode_of(folder)
 
     def reader(records: list[Record]) -> ImageReader:
         return ImageReader(columns.need("image", records), processor, mode)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autocompress.huggingface.data.batches import as_list
 from autocompress.huggingface.data.columns import Columns
-from autocompress.huggingface.data.images import ImageReader
+from autocompress.huggingface.data.images import ImageReader, mode_of
 from autocompress.huggingface.data.masks import MaskReader, check_classes
 from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.records import Record
@@ -49,17 +49,18 @@ def image_segmentation(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("mask",))
     model = load_model(folder, "AutoModelForSemanticSegmentation")
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
+    mode = mode_of(folder)
     ignored = getattr(folder.config, "semantic_loss_ignore_index", NO_CLASS)
     by_split = label_columns(columns, "mask", splits)
 
     def reader(records: list[Record], mask: str | None) -> Read:
         image = columns.need("image", records)
         if mask is None:
-            return ImageReader(image, processor)
-        return MaskReader(image, mask, processor, folder.config.num_labels, ignored)
+            return ImageReader(image, processor, mode)
+        return MaskReader(image, mask, processor, folder.config.num_labels, ignored, mode)
 
     labelled = by_split["validation"]
     if labelled is not None:

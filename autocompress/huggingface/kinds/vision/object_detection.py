@@ -12,7 +12,7 @@ from torch import Tensor
 from autocompress.errors import TaskError
 from autocompress.huggingface.data.batches import as_list
 from autocompress.huggingface.data.columns import Columns
-from autocompress.huggingface.data.images import ImageReader, size_note, square
+from autocompress.huggingface.data.images import ImageReader, mode_of, size_note, square
 from autocompress.huggingface.data.labels import Labels
 from autocompress.huggingface.data.media import MediaBatches, Read
 from autocompress.huggingface.data.objects import ObjectReader, Places
@@ -48,19 +48,20 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
     """
     columns = Columns(folder.task, options.columns or {})
     columns.check(COLUMNS)
-    splits = read_splits(options, together="image")
+    splits = read_splits(options, together="image", labels=("objects", "boxes"))
     model = DetectionModel(load_model(folder, "AutoModelForObjectDetection"))
     processor = load_processor(folder, "AutoImageProcessor", "image processor")
-    labels, size = Labels.of(folder.config), square(processor)
+    labels, size, mode = Labels.of(folder.config), square(processor), mode_of(folder)
     labelled = Places.of(columns, splits.validation) is not None
     notes = [*splits.notes, *size_note(size)]
     if labelled:
         labels = labels.reading(_classes(columns, splits), notes)
+        _check_objects(columns, splits.validation)
 
-    def reader(records: list[Record]) -> Read:
-        pictures = ImageReader(columns.need("image", records), processor, size=size)
+    def reader(records: list[Record], split: str) -> Read:
+        pictures = ImageReader(columns.need("image", records), processor, mode, size)
         places = Places.of(columns, records) if labelled else None
-        if labelled and places is None:
+        if labelled and places is None and split != "train":
             raise TaskError(
                 f"{records[0].place}: has no objects, the validation split has; "
                 "nearest: --column objects=NAME"
@@ -68,7 +69,7 @@ def object_detection(folder: ModelFolder, options: Options) -> Parts:
         return pictures if places is None else ObjectReader(pictures, places, labels)
 
     batches = {
-        split: MediaBatches(records, reader(records), None, as_list, options)
+        split: MediaBatches(records, reader(records, split), None, as_list, options)
         for split, records in splits.parts()
     }
     classes = len(labels.names)
@@ -91,6 +92,17 @@ def _classes(columns: Columns, splits: Splits) -> Iterator[tuple[Any, str]]:
         for record in records if places is not None else ():
             for _, name, _ in places.objects(record) if places is not None else ():
                 yield name, record.place
+
+
+def _check_objects(columns: Columns, records: list[Record]) -> None:
+    """Refuse a validation split without objects, of which there is no precision."""
+    places = Places.of(columns, records)
+    assert places is not None
+    if all(is_group for record in records for *_, is_group in places.objects(record)):
+        raise TaskError(
+            f"{records[0].place}: no picture of the validation split has an object; nearest: a "
+            "--validation FILE with objects"
+        )
 
 
 def _sure(classes: int, inputs: Any, output: Tensor) -> list[dict[str, Tensor]]:

@@ -63,3 +63,20 @@ def test_names_of_columns_are_stripped() -> None:
     assert (line, row) == (3, {"text": "x", "label": "1"})
     assert read_table(Path("a.csv"), ",text\n0,x\n", COMMA, []) == [(2, {"": "0", "text": "x"})]
     assert read_table(Path("a.csv"), "", COMMA, []) == []
+
+
+@pytest.mark.parametrize("divides", [";", "\t"])
+def test_tables_divided_otherwise(divides: str) -> None:
+    text = f'text{divides}label\n"a, {divides}b"{divides}1\nc, d{divides}0\n'
+    rows, notes = read(text, COMMA)
+    assert rows == [[f"a, {divides}b", "1"], ["c, d", "0"]]
+    shown = "tabs" if divides == TAB else "';'"
+    assert notes == [f"data: a.csv: columns are divided by {shown}"]
+    assert read("text\na;b\n", COMMA) == ([["a;b"]], [])
+    assert read("a,b;c\n1,2;3\n", COMMA) == ([["1", "2;3"]], [])
+
+
+def test_a_tsv_divided_by_commas() -> None:
+    rows, notes = read("text,label\nx,1\n", TAB)
+    assert rows == [["x", "1"]]
+    assert notes == ["data: a.csv: columns are divided by ','"]

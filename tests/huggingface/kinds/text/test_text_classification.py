@@ -170,6 +170,39 @@ def test_regression(tmp_path: Path) -> None:
     assert math.isfinite(error)
 
 
+def test_several_numbers(tmp_path: Path) -> None:
+    folder = classifier(tmp_path / "m", problem_type="regression")
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    rows = texts(30)
+    numbers = [[float(i % 7), 1000.0 + i, -0.01 * i] for i in range(30)]
+    with torch.no_grad():
+        outputs = torch.cat([model(**tokenizer()(t, return_tensors="pt")).logits for t in rows])
+    pairs = [{"text": t, "label": n} for t, n in zip(rows, numbers, strict=True)]
+    data = write_jsonl(tmp_path / "dev.jsonl", pairs)
+    task = ac.from_pretrained(folder, validation=data, test=data)
+    found, right = scores(task), torch.tensor(numbers)
+    single = [stats.pearsonr(a, b).statistic for a, b in zip(outputs.T, right.T, strict=True)]
+    assert found[""] == pytest.approx(sum(single) / 3, abs=1e-5)
+    assert found["squared_error"] == pytest.approx(-float((outputs - right).square().mean()))
+    loss = model(**tokenizer()(rows[:1], return_tensors="pt"), labels=right[:1]).loss
+    assert task.loss is not None
+    assert task.loss(outputs[:1], right[:1]).item() == pytest.approx(loss.item())
+    pairs[4]["label"] = [1.0, 2.0]
+    data = write_jsonl(tmp_path / "dev.jsonl", pairs)
+    with pytest.raises(TaskError, match=r"line 5: column 'label' must be a list of 3 numbers"):
+        ac.from_pretrained(folder, validation=data)
+
+
+def test_empty_texts_are_counted_and_one_sided_scores_refused(tmp_path: Path) -> None:
+    folder = classifier(tmp_path / "m", num_labels=1, id2label={0: "s"}, label2id={"s": 0})
+    rows = [{"text": text, "score": 1.0} for text in ["", *texts(8), ""]]
+    data = write_jsonl(tmp_path / "dev.jsonl", rows)
+    with pytest.raises(TaskError, match=r"line 1: all scores are 1 .*nearest: --metric squared"):
+        ac.from_pretrained(folder, validation=data, test=data)
+    task = ac.from_pretrained(folder, validation=data, test=data, metric="squared_error")
+    assert "data: 2 of 10 texts of validation are empty" in task.notes
+
+
 def test_several_labels(tmp_path: Path) -> None:
     folder = classifier(tmp_path / "m", problem_type="multi_label_classification")
     pipeline = transformers.pipeline("text-classification", model=str(folder), top_k=None)

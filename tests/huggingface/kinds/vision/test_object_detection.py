@@ -146,6 +146,21 @@ def test_without_objects_the_float_model_answers(
     assert not metrics
 
 
+def test_training_pictures_without_objects(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Training does not read objects; the test split is cut from the validation split."""
+    data = write_jsonl(tmp_path / "train.jsonl", [{"image": row["image"]} for row in rows])
+    dev = write_jsonl(tmp_path / "dev.jsonl", rows)
+    task = ac.from_pretrained(folder, data=data, validation=dev)
+    assert task.train is not None
+    assert sum(len(inputs["pixel_values"]) for inputs, _ in task.train) == len(rows)
+    assert any("samples of the validation are the test split" in note for note in task.notes)
+    bare = write_jsonl(tmp_path / "bare.jsonl", [{**row, "objects": []} for row in rows])
+    with pytest.raises(TaskError, match="no picture of the validation split has an object"):
+        ac.from_pretrained(folder, validation=bare, test=dev)
+
+
 @pytest.mark.parametrize(
     ("objects", "line"),
     [
