@@ -40,7 +40,7 @@ from autocompress.task.calls import run_model
 from autocompress.task.copies import named_state
 from autocompress.task.free_shapes import FreeDimension
 
-FORMAT = "6"  # part of every key; raised when the tracing or cleaning of graphs changes
+FORMAT = "7"  # part of every key; raised when the tracing or cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 DISK_BYTES = 256 << 20
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
