@@ -34,9 +34,10 @@ def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> Pair:
     """
     windows = _windows(x, output_size)
     values = _pooled(x, windows, torch.amax)
-    sizes = x.shape[-len(output_size) :]
+    count = len(output_size)
+    sizes = x.shape[-count:]
     places = [_place(x, sizes, window) for window in product(*windows)]
-    return values, torch.stack(places, -1).unflatten(-1, tuple(output_size))
+    return values, torch.stack(places, -1).view(*x.shape[:-count], *output_size)
 
 
 def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
@@ -82,7 +83,8 @@ def _cdist(x1: Tensor, x2: Tensor, p: float, compute_mode: int | None) -> Tensor
     """Return the distances (..., n, m) between rows (..., n, k) and (..., m, k) in the p-norm."""
     few = all(isinstance(rows, int) and rows <= FEW_ROWS for rows in (x1.shape[-2], x2.shape[-2]))
     if p != 2 or compute_mode == 2 or (few and compute_mode != 1):
-        return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+        distances: Tensor = torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+        return distances
     squares = x1.square().sum(-1).unsqueeze(-1) + x2.square().sum(-1).unsqueeze(-2)
     return (squares - 2 * (x1 @ x2.mT)).clamp_min(0).sqrt()
 
@@ -91,7 +93,8 @@ def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
     """Return the distances of all pairs of rows, those of a row to later ones."""
     rows = x.shape[0]
     pairs = torch.triu_indices(rows, rows, 1)
-    return torch.linalg.vector_norm(x[pairs[0]] - x[pairs[1]], p, -1)
+    distances: Tensor = torch.linalg.vector_norm(x[pairs[0]] - x[pairs[1]], p, -1)
+    return distances
 
 
 def _cummax(x: Tensor, dim: int) -> Pair:
@@ -359,7 +362,7 @@ def _overlapped(frames: Tensor, hop: int) -> Tensor:
     parts = size // hop
     moved = [
         torch.nn.functional.pad(part, (0, 0, i, parts - 1 - i))
-        for i, part in enumerate(frames.split(hop, 2))
+        for i, part in enumerate(torch.split(frames, hop, 2))
     ]
     return torch.stack(moved).sum(0).flatten(1)
 
@@ -484,4 +487,5 @@ def translatable(program: torch.export.ExportedProgram) -> torch.export.Exported
     table = _table(BEFORE_TRANSLATION)
     if not any(node.target in table for node in program.graph.nodes):
         return program
-    return program.run_decompositions(table)
+    changed: torch.export.ExportedProgram = program.run_decompositions(table)
+    return changed
