@@ -19,6 +19,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import yaml
+from forked import Popen, run
 from optuna.trial import TrialState
 from run_folder import rows
 
@@ -182,9 +183,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
         str(folder),
         "--trials",
     ]
-    process = subprocess.Popen(
-        [*command, "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Popen([*command, "4000"])
     while len(rows(folder)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
@@ -197,9 +196,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
     assert "stopped; all results so far are saved" in errors
     assert time.monotonic() - started < 30
     before = finished(folder)
-    done = subprocess.run(
-        [*command, str(len(before) + 1)], capture_output=True, text=True, timeout=200, check=False
-    )
+    done = run([*command, str(len(before) + 1)], timeout=200)
     assert done.returncode == 0, done.stderr
     assert before.items() <= finished(folder).items()
 
