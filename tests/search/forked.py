@@ -22,9 +22,8 @@ from pathlib import Path
 
 from measuring import fewer_measurements
 
-# What a search imports at its start and on its way.
-LOADED = ["autocompress.cli.main", "torch._functorch.aot_autograd", "torch._dynamo", "torch.optim"]
-LOADED += ["plotly.graph_objects", "optuna.storages", "sqlalchemy.dialects.sqlite"]
+LOADED = ["autocompress.cli.main", "torch._functorch.aot_autograd", "plotly.graph_objects"]
+LOADED += ["optuna.storages", "sqlalchemy.dialects.sqlite", "torch.optim"]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(LOADED)
 
