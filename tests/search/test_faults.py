@@ -19,7 +19,6 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import yaml
-from forked import Popen, run
 from optuna.trial import TrialState
 from run_folder import rows
 
@@ -183,7 +182,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
         str(folder),
         "--trials",
     ]
-    process = Popen([*command, "4000"])
+    process = subprocess.Popen(
+        [*command, "4000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while len(rows(folder)) < 2:
         assert process.poll() is None
         time.sleep(0.02)
@@ -196,7 +197,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_folder_resumes(
     assert "stopped; all results so far are saved" in errors
     assert time.monotonic() - started < 30
     before = finished(folder)
-    done = run([*command, str(len(before) + 1)], timeout=200)
+    done = subprocess.run(
+        [*command, str(len(before) + 1)], capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert before.items() <= finished(folder).items()
 

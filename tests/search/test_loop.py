@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,7 +19,6 @@ import onnxruntime
 import optuna
 import pytest
 import yaml
-from forked import Popen, run
 from run_folder import rows
 
 import autocompress as ac
@@ -53,6 +53,9 @@ SPACE = {
     ],
     "distillation": {"alpha": {"low": 0.0, "high": 1.0}, "temperature": [1, 2], "steps": 5},
 }
+
+
+TEXT_SPACE = {**SPACE, "modules": [{"role": "embedding", "weight_bits": [4, 8]}, *SPACE["modules"]]}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +145,13 @@ def test_exported_points_are_copies(finished: tuple[ac.SearchResult, Path], tmp_
     ).read_bytes()
 
 
+def test_a_transformer_of_ones_own(transformer_task, tmp_path: Path) -> None:
+    result = ac.search(transformer_task, TEXT_SPACE, n_trials=8, out=tmp_path / "run", quiet=True)
+    smallest = result.front.smallest()
+    assert smallest.measured.size_bytes < result.front.baseline.size_bytes / 2
+    assert smallest.measured.test_accuracy is None, "the task has no test split"
+
+
 def test_the_same_seed_gives_the_same_trials_and_another_one_others(
     finished, cnn_task, tmp_path: Path
 ) -> None:
@@ -174,9 +184,9 @@ def test_more_trials_continue_and_never_worsen_the_front(cnn_task, tmp_path: Pat
         ]
         return hypervolume(values, (1e6, 100.0, 1.0))
 
-    ac.search(cnn_task, SPACE, n_trials=5, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=5, out=tmp_path, quiet=True)
     first, before = rows(tmp_path), volume(tmp_path)
-    ac.search(cnn_task, SPACE, n_trials=8, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=8, out=tmp_path, quiet=True)
     assert rows(tmp_path)[:5] == first
     assert len(rows(tmp_path)) == 8
     assert volume(tmp_path) >= before
@@ -194,8 +204,9 @@ def test_what_is_over_budget_is_never_evaluated(
     monkeypatch.setattr(
         trial_module.Judge, "_race", lambda self, *given: judged.append(1) or original(self, *given)
     )
-    limit = {"max_size": f"{uniform - 1}B", "finalize_steps": 0}
-    result = ac.search(cnn_task, SPACE, n_trials=10, out=tmp_path, quiet=True, **limit)
+    result = ac.search(
+        cnn_task, SPACE, n_trials=10, out=tmp_path, max_size=f"{uniform - 1}B", quiet=True
+    )
     over = [r for r in rows(tmp_path) if r["cause"].startswith("over budget: max_size by")]
     assert "1" in [r["number"] for r in over]
     assert all(r["state"] == "PRUNED" and not r["accuracy"] for r in over)
@@ -412,7 +423,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
         return original(self, study, number, candidate)
 
     monkeypatch.setattr(trial_module.Judge, "judge", fails_twice)
-    ac.search(cnn_task, SPACE, n_trials=5, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=5, out=tmp_path, quiet=True)
     failed = [r for r in rows(tmp_path) if r["state"] == "FAIL"]
     assert [(r["number"], r["cause"]) for r in failed] == [
         (n, "ZeroDivisionError: the metric divides by zero") for n in "12"
@@ -422,7 +433,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
 
 def test_a_repeated_candidate_is_answered_from_memory(cnn_task, tmp_path: Path) -> None:
     tiny = {"modules": [{"role": "head", "weight_bits": [8, 16]}]}
-    ac.search(cnn_task, tiny, n_trials=8, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, tiny, n_trials=8, out=tmp_path, quiet=True)
     causes = [r["cause"] for r in rows(tmp_path)]
     assert sum(not cause for cause in causes) == 2
     assert sum(cause.startswith("repeats trial") for cause in causes) == 6
@@ -479,7 +490,7 @@ def test_a_full_disk_keeps_what_was_found(
         ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert len(rows(tmp_path)) == 3
     monkeypatch.undo()
-    ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=6, out=tmp_path, quiet=True)
     assert (tmp_path / "front.json").is_file()
     assert len(open_study(f"{tmp_path}/study.journal").trials) == 6
     assert [r["number"] for r in rows(tmp_path)] == [str(i) for i in range(6)], (
@@ -503,7 +514,7 @@ def test_a_full_disk_while_the_journal_is_written(
     with pytest.raises(RunFolderError, match="No space left on device"):
         ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path, quiet=True)
     monkeypatch.undo()
-    ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path, quiet=True, finalize_steps=0)
+    ac.search(cnn_task, SPACE, n_trials=3, out=tmp_path, quiet=True)
     assert (tmp_path / "front.json").is_file()
 
 
@@ -536,7 +547,7 @@ def command(spec: str, folder: Path, trials: int) -> list[str]:
     ]
 
 
-def wait_for(folder: Path, count: int, process: Popen) -> None:
+def wait_for(folder: Path, count: int, process: subprocess.Popen) -> None:
     limit = time.monotonic() + 120
     while time.monotonic() < limit and process.poll() is None:
         if (folder / "trials.csv").is_file() and len(rows(folder)) >= count:
@@ -547,12 +558,20 @@ def wait_for(folder: Path, count: int, process: Popen) -> None:
 
 def test_kill_9_loses_at_most_the_trial_in_flight(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = Popen(command(cnn_spec, folder, 40))
+    process = subprocess.Popen(
+        command(cnn_spec, folder, 40), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     wait_for(folder, 3, process)
     process.kill()
     process.wait()
     before = rows(folder)
-    done = run(command(cnn_spec, folder, len(before) + 4), timeout=300)
+    done = subprocess.run(
+        command(cnn_spec, folder, len(before) + 4),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert rows(folder)[: len(before)] == before
     study = open_study(str(folder / "study.journal"))
@@ -564,7 +583,9 @@ def test_kill_9_loses_at_most_the_trial_in_flight(cnn_spec: str, tmp_path: Path)
 
 def test_ctrl_c_finishes_the_trial_and_the_front(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = Popen(command(cnn_spec, folder, 400))
+    process = subprocess.Popen(
+        command(cnn_spec, folder, 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(folder, 3, process)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
@@ -578,8 +599,13 @@ def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     program, _, _, *rest = command(cnn_spec, folder, 10)
     waiting = [str(Path(__file__).parent / "workers" / "slow_worker.py"), "0", "2", str(LEASE_S)]
-    more = ["--workers", "2", "--finalize-steps", "0"]
-    done = run([program, *waiting, *rest, *more], timeout=300)
+    done = subprocess.run(
+        [program, *waiting, *rest, "--workers", "2", "--finalize-steps", "0"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     study = open_study(str(folder / "study.journal"))
     finished = [t for t in study.trials if t.state.is_finished()]
@@ -587,7 +613,7 @@ def test_workers_share_a_study(cnn_spec: str, tmp_path: Path) -> None:
     assert len({t.user_attrs["worker"] for t in finished}) == 2
 
 
-def front_file(folder: Path, process: Popen, limit_s: float = 120) -> dict:
+def front_file(folder: Path, process: subprocess.Popen, limit_s: float = 120) -> dict:
     """Return front.json as soon as there is one."""
     limit = time.monotonic() + limit_s
     while time.monotonic() < limit and process.poll() is None:
@@ -612,7 +638,9 @@ def test_a_stop_after_the_first_file_leaves_a_front_that_goes_on(
     cnn_spec: str, tmp_path: Path, signal_name: str
 ) -> None:
     folder = tmp_path / "run"
-    process = Popen(command(cnn_spec, folder, 400))
+    process = subprocess.Popen(
+        command(cnn_spec, folder, 400), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     first = front_file(folder, process)
     assert not rows(folder), "no trial has ended"
     assert [point["trial"] for point in first["points"]] == [0]
@@ -623,7 +651,9 @@ def test_a_stop_after_the_first_file_leaves_a_front_that_goes_on(
         assert "report:" in output
     before = check_files(folder)
     assert before
-    done = run(command(cnn_spec, folder, 5), timeout=300)
+    done = subprocess.run(
+        command(cnn_spec, folder, 5), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert check_files(folder)
     study = open_study(str(folder / "study.journal"))
@@ -656,7 +686,7 @@ def test_a_timeout_that_is_over_after_the_first_file_keeps_it(
 
 
 def test_timeout_ends_a_search_with_a_front(cnn_task, tmp_path: Path) -> None:
-    result = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=6, out=tmp_path, quiet=True)
+    result = ac.search(cnn_task, SPACE, n_trials=10_000, timeout_s=10, out=tmp_path, quiet=True)
     assert len(result.front) >= 1
     assert len(rows(tmp_path)) < 10_000
     before = {p.trial for p in result.front}

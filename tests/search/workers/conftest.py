@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from forked import Popen
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[list[str]], Popen]]:
+def start() -> Iterator[Callable[[list[str]], subprocess.Popen]]:
     """Start processes, which end with the test, whether it passes or not."""
-    running: list[Popen] = []
+    running: list[subprocess.Popen] = []
 
-    def started(command: list[str]) -> Popen:
-        running.append(Popen(command))
+    def started(command: list[str]) -> subprocess.Popen:
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         return running[-1]
 
     yield started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from forked import Popen
 from run_folder import rows
 
 from autocompress.errors import RunFolderError
@@ -57,7 +57,7 @@ def entries(url: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def until(condition: Callable[[], bool], process: Popen, limit_s: float = 600) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 600) -> None:
     limit = time.monotonic() + limit_s
     while not condition():
         assert process.poll() is None, process.communicate()

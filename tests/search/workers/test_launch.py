@@ -17,7 +17,6 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
-from forked import Popen
 from optuna.trial import FrozenTrial, TrialState
 from run_folder import rows
 
@@ -110,7 +109,7 @@ def search(
     return [sys.executable, "-W", "ignore", *slow, *command]
 
 
-def until(condition: Callable[[], bool], process: Popen, limit_s: float = 300) -> None:
+def until(condition: Callable[[], bool], process: subprocess.Popen, limit_s: float = 300) -> None:
     limit = time.monotonic() + limit_s
     while not condition():
         assert process.poll() is None, process.communicate()
