@@ -17,7 +17,7 @@ HIDDEN = $(if $(HIDE),LD_PRELOAD=$(abspath build/hide.so) HIDE=$(HIDE))
 # Files in the order of tests/conftest.py; otherwise those with few tests, however long, come last.
 BY_FILE = --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast check clean
+.PHONY: demo test test-fast check types style clean
 
 demo: $(VENV)/.installed
 	$(BIN)/autocompress search autocompress.tasks:easy_vqa --space search_spaces/multimodal.yaml --trials 20 --timeout 5m \
@@ -31,13 +31,20 @@ test-fast: $(VENV)/.installed $(if $(HIDE),build/hide.so)
 
 check: $(VENV)/.installed
 	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[dev,docs]'
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(MAKE) --jobs 2 --output-sync types style
+
+types:
+	$(BIN)/mypy
+
+style:
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build # --quiet would hide warnings from strict mode
 
 $(VENV)/.installed: pyproject.toml constraints.txt tests/oldest.py
 	$(PYTHON) -m venv $(VENV)
 	$(if $(filter oldest,$(VERSIONS)),$(BIN)/python tests/oldest.py pyproject.toml > $(CONSTRAINTS))
-	$(BIN)/pip install --quiet -c $(CONSTRAINTS) -e '.[test]'
+	$(BIN)/pip install --quiet --no-compile -c $(CONSTRAINTS) -e '.[test]'
+	$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true # on all cores; pip takes one
 	touch $@
 
 build/hide.so: tests/processors/hide.c

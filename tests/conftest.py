@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,8 @@ FIRST = (
     "huggingface/out/test_numbers.py",
     "search/evaluate/test_recovery.py",
     "architectures/test_hugging_face.py",
+    "test_examples.py",
+    "test_docs.py",
 )
 
 
@@ -41,6 +46,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(FIRST)))
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage less often, and leave out what stays until the end.
+
+    An export makes so many objects that the default takes a tenth of its time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Let writes end in the system's memory: tests end processes, never the machine.
+
+    Programs that tests start do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
@@ -49,31 +75,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def tables_of(least: int, most: int, checked: int, enough_s: float) -> Iterator[None]:
-    """Measure so many models for a latency table, so many for its check, each for so long."""
-    from autocompress.targets.device import timing
-    from autocompress.targets.latency_model import plan
-
+def measured(values: Sequence[tuple[ModuleType, str, Any]]) -> Iterator[None]:
+    """Measure latencies with other constants."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "ENOUGH_S", enough_s)
-        for name, count in (("LEAST", least), ("MOST", most), ("CHECKED", checked)):
-            patch.setattr(plan, name, count)
+        for module, name, value in values:
+            patch.setattr(module, name, value)
         yield
 
 
 @pytest.fixture(scope="session")
 def whole_tables() -> Callable[[], AbstractContextManager[None]]:
-    """Return a context in which latency tables are measured as users measure them."""
-    from autocompress.targets.device.timing import ENOUGH_S
-    from autocompress.targets.latency_model.plan import CHECKED, LEAST, MOST
+    """Return a context in which latencies are measured as users measure them."""
+    from measuring import fewer_measurements
 
-    return partial(tables_of, LEAST, MOST, CHECKED, ENOUGH_S)
+    values = [(module, name, getattr(module, name)) for module, name, _ in fewer_measurements()]
+    return partial(measured, values)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def short_tables(whole_tables: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Measure fewer models for a latency table, in fewer rounds: they take half of a search."""
-    with tables_of(6, 12, 6, 0.05):
+    """Measure fewer models, in fewer rounds."""
+    from measuring import fewer_measurements
+
+    with measured(fewer_measurements()):
         yield
 
 

@@ -52,6 +52,9 @@ from autocompress.task.copies import named_state
 
 RECIPE_FORMAT = 4
 GRAPH, DECODER = "graph", "decoder"  # entry of a recipe: a decoder with a cache
+# Recipes of large models take seconds without the C library of PyYAML.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 INTEGER_ENDS = "integer_ends"  # entry of a recipe: the file has int8 inputs and outputs
 BETWEEN = "between"  # entry of a recipe: calls of functions whose results are rounded
 FLAT_SHAPES = "flat_shapes"  # entry of a recipe: input shapes of a .tflite file
@@ -213,7 +216,7 @@ def write_recipe(
         "weights": WEIGHTS_FILE,
         "sha256": digest_of(folder / builder.file_name),
     }
-    write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
+    write_atomic(folder / RECIPE_FILE, yaml.dump(data, Dumper=DUMPER, sort_keys=False))
 
 
 def renew_recipe(folder: Path, places: Mapping[str, Any], settings: SessionSettings) -> None:
@@ -281,7 +284,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {RECIPE_FILE}; give the folder that `autocompress export` wrote"
         )
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:
         raise ExportError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or data.get("format") != RECIPE_FORMAT:

@@ -11,6 +11,7 @@ import torch
 from arithmetic import EmulatedSession, Formed, optimized_model
 
 from autocompress import Candidate, ModuleConfig, find_modules
+from autocompress.cache import cache_folder
 from autocompress.candidate import DECOMPOSITIONS, IMPORTANCES, SPARSITY_CRITERIA, SPARSITY_PATTERNS
 from autocompress.compress.assemble.stitch import Stitcher
 from autocompress.compress.recover.context import Trainer
@@ -28,9 +29,9 @@ from autocompress.task.task import Task
 class Fixture:
     def __init__(self, task: Task, kernels: KernelChoice | None = None) -> None:
         self.task = task
-        self._stitch(
-            prepare(task, find_modules(task.model, task.example_inputs), kernels or KernelChoice())
-        )
+        modules = find_modules(task.model, task.example_inputs)
+        graphs = cache_folder() / "graphs" if task.source else None  # many tests share examples
+        self._stitch(prepare(task, modules, kernels or KernelChoice(), graphs=graphs))
         self.inputs = next(iter(task.validation))[0]
 
     def formed(self, form: IntegerForm) -> Fixture:

@@ -77,11 +77,14 @@ def test_a_graph_from_the_cache_has_the_weights_of_the_model(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_candidates_are_the_same_files(cnn_task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_are_the_same_files(
+    cnn_task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     names = [module.name for module in Fixture(cnn_task).builder.module_map]
     candidates = [Candidate(), Candidate.of({names[-1]: ModuleConfig(weight_bits=8)})]
     expected = [graph_of(Fixture(cnn_task), candidate) for candidate in candidates]
     monkeypatch.setattr(shared_graph, "LEAST_BYTES", 64)
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))  # so that it is exported anew
     fixture = Fixture(cnn_task)
     assert aside(fixture.builder.lowered.proto)
     for candidate, content in zip(candidates, expected, strict=True):

@@ -148,10 +148,11 @@ def test_each_file_is_on_the_front_at_once(files) -> None:
     assert {rounds for _, rounds in files.timed} == {BRIEF}
 
 
-def test_the_end_runs_the_others_and_times_all_in_turn(files) -> None:
+def test_the_end_runs_the_others_and_times_all_in_turn(files, whole_tables) -> None:
     files.made.add(uniform(0, 8), PROBLEM, {})
     files.made.add(finalist(3, 6), PROBLEM, {})
-    front, check = files.made.finish([finalist(3, 6), finalist(7, 7)], PROBLEM, {})
+    with whole_tables():
+        front, check = files.made.finish([finalist(3, 6), finalist(7, 7)], PROBLEM, {})
     assert files.ran == [(0, 8), (3, 6), (7, 7)], "each is run once"
     assert files.timed[-1] == (["0003", "0007.new", "0000"], ROUNDS)
     assert [point.trial for point in front.points] == [3, 7, 0]
