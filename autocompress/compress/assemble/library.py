@@ -222,8 +222,10 @@ class VariantLibrary:
         out, into = masks.of(name, "out"), masks.of(name, "in")
         # What is looked up must not make up for columns that a head loses.
         seen = self._seen(name) if into is None else self.evidence.statistics.get(name)
-        if seen is not None and (factors is not None or len(seen.gram) > 1):
-            seen = seen.of(None, factors).of_groups(out)
+        if seen is not None and factors is not None:
+            seen = seen.of(None, factors)
+        if seen is not None and len(seen.gram) > 1:  # a pruned row takes its group with it
+            seen = seen.of_groups(out)
         weight = shrink(weight, out, None)
         if into is not None:
             columns = torch.from_numpy(into).repeat_interleave(weight[0, 0].numel())
