@@ -37,6 +37,7 @@ def table_key(subject: Subject, target: Target) -> str:
         repr(target),
         sorted(layout.multiples.items()),
         layout.digest,
+        target.integer_ends,
     ]
     content += [RULES] if target.figures else []
     for module in layout.module_map:
@@ -158,7 +159,8 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         _check_target(path, probes.plan["target"], target)
         if probes.plan["model"] != subject.layout.digest:
             raise TargetError(
-                f"{path}: was measured with the probes of another model; export probes of this one"
+                f"{path}: was measured with the probes of another model, or of another version of "
+                "autocompress; export probes of this one"
             )
         if target.litert:
             _check_files(path, subject, probes)

@@ -186,9 +186,11 @@ def test_keys_are_of_all_that_latency_depends_on(monkeypatch: pytest.MonkeyPatch
         table_key(subject(integer_form=lambda m: IntegerForm.UNSIGNED), TARGET),
         table_key(replace(subject(), ratios={"a": (0.0, 0.25)}), TARGET),
         table_key(replace(subject(), feed={"x": np.zeros((4, 3))}), TARGET),
+        table_key(subject(operators="of another graph"), TARGET),
+        table_key(subject(), replace(TARGET, integer_ends=True)),
         table_key(subject(), find_target("analytic:phone-npu")),
     }
-    assert len(keys) == 6
+    assert len(keys) == 8
     monkeypatch.setattr(stored_tables, "RULES", stored_tables.RULES + 1)
     assert table_key(subject(), find_target("analytic:phone-npu")) not in keys
     assert table_key(subject(), TARGET) in keys, "it is measured, not computed"
