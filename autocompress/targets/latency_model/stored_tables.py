@@ -112,11 +112,12 @@ def unmeasured(subject: Subject, target: Target) -> LatencyTable:
         target.name,
         versions(settings),
         settings,
-        {name: list(array.shape) for name, array in subject.feed.items()},
+        subject.inputs,
         0.0,
         (),
         dict(layout.multiples),
         layout.integer_forms,
+        structure=layout.digest,
     )
 
 
