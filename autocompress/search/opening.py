@@ -370,7 +370,7 @@ def taught_task(
         The task itself where it has no student.
     """
     lesson, weights = space.recovery.student_lesson(), folder / STUDENT_FILE
-    return taught(task, lesson, seed, device, weights, cache_folder() / "teacher")
+    return taught(task, lesson, seed, device, weights, cache_folder())
 
 
 def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:

@@ -40,7 +40,7 @@ def taught(
     seed: int,
     device: torch.device,
     path: Path | None,
-    cache: Path | None,
+    caches: Path | None,
 ) -> Task:
     """Return `on_student(task)` with a student that was distilled from the task's model.
 
@@ -51,7 +51,8 @@ def taught(
         device: device of the training.
         path: file of the trained weights, read if it exists; an interrupted training resumes from a
             checkpoint beside it. None for none.
-        cache: folder of the teacher's answers; None for none.
+        caches: folder of all caches, which hold the teacher's answers and the measurement of the
+            training type; None for none.
 
     Returns:
         A task whose model is the trained student, on the CPU.
@@ -77,8 +78,9 @@ def taught(
         return learner
     original = copied(task.model, device, shares_weights=True)
     student = learner.model.to(device)
-    teacher = Teacher(task, original, device, cache, (lesson.temperature,))
-    trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)
+    answers, timings = (None if caches is None else caches / n for n in ("teacher", "precision"))
+    teacher = Teacher(task, original, device, answers, (lesson.temperature,))
+    trainer = Trainer(task, teacher, training_dtype(learner, student, device, timings), seed)
     matcher = None
     if lesson.features > 0 and task.matched_modules:
         matcher = prepared_matcher(trainer, student, task.matched_modules, Masks({}))
