@@ -207,11 +207,35 @@ def write_recipe(
         "inputs": describe_inputs(example),
         "modules": _described_modules(builder, candidate),
         "activation_ranges": ranges,
-        "session": {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)},
+        "session": _session(settings),
         "weights": WEIGHTS_FILE,
         "sha256": digest_of(folder / builder.file_name),
     }
     write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
+
+
+def renew_recipe(folder: Path, places: Mapping[str, Any], settings: SessionSettings) -> None:
+    """Write to recipe.yaml where the task is, and how sessions are opened.
+
+    All that says how the file was made stays: another process may have other threads, ranges or
+    seeds.
+
+    Args:
+        folder: of a file that an earlier process made.
+        places: entries of the recipe's origin that say where the task is.
+        settings: how sessions are opened.
+
+    Raises:
+        ExportError: there is no recipe of this format.
+        RunFolderError: the file cannot be written.
+    """
+    recipe = read_recipe(folder)
+    data = {**recipe, "origin": {**recipe["origin"], **places}, "session": _session(settings)}
+    write_atomic(folder / RECIPE_FILE, yaml.safe_dump(data, sort_keys=False))
+
+
+def _session(settings: SessionSettings) -> dict[str, Any]:
+    return {**asdict(settings), "disabled_optimizers": list(settings.disabled_optimizers)}
 
 
 def _described_modules(builder: Builder, candidate: Candidate) -> dict[str, Any]:

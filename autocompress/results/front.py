@@ -158,7 +158,9 @@ class ParetoFront:
                 max_accuracy_drop (units of the metric) and floors (metric name -> least value).
 
         Returns:
-            The best point within the limits; the point that misses them least if there is none.
+            The best point within the limits; the point that misses them least if there is none. One
+            off the front is returned where what dominates it misses a limit of memory, or of a
+            metric that is no objective.
 
         Raises:
             LimitError: a limit or `what` is unknown, or there is no point.
@@ -166,11 +168,10 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         asked = self._asked(limits)
-        missed = {p.trial: self._violations(p, asked) for p in self.points}
-        within = [p for p in self.points if are_kept(missed[p.trial])]
-        key = self._key(what)
+        within, key = self._meeting(asked), self._key(what)
         if within:
             return Pick(min(within, key=key))
+        missed = {p.trial: self._violations(p, asked) for p in self.points}
         scale = self.baseline.accuracy_scale
         nearest = min(self.points, key=lambda p: distance(missed[p.trial], scale))
         words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
@@ -183,13 +184,27 @@ class ParetoFront:
             limits: as `pick`.
 
         Returns:
-            The points by growing size; none if no point meets the limits.
+            The points by growing size, as `pick` looks at them; none if no point meets the limits.
 
         Raises:
             LimitError: a limit is unknown or no number.
         """
-        asked = self._asked(limits)
-        return tuple(p for p in self.points if are_kept(self._violations(p, asked)))
+        return self._meeting(self._asked(limits))
+
+    def _meeting(self, asked: Limits) -> tuple[FrontPoint, ...]:
+        """Return the points that meet limits, by growing size.
+
+        Points off the front are among them where they alone keep a limit of memory, or of a metric
+        that is no objective: those that dominate them may miss it.
+        """
+
+        def meeting(points: Sequence[FrontPoint]) -> list[FrontPoint]:
+            return [p for p in points if are_kept(self._violations(p, asked))]
+
+        if asked.beside(self.objectives) == Limits():
+            return tuple(meeting(self.points))
+        met = meeting((*self.points, *self.dominated))
+        return ParetoFront.of(self.baseline, met, self.objectives).points
 
     def _asked(self, limits: Mapping[str, Any]) -> Limits:
         check_pick(limits, self.baseline.metrics)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autocompress.argument_types import shown
@@ -53,6 +53,8 @@ class Limits:
         max_accuracy_drop: largest loss of accuracy in units of the metric; None does not limit.
         floors: least value of extra metrics by name.
         accuracy: of the float model; rounding of the metric is a share of it.
+        latency_share: `max_latency_ms` as a share of the float model's latency, where it was given
+            so; else None.
     """
 
     max_size_bytes: float | None = None
@@ -61,6 +63,17 @@ class Limits:
     floors: Mapping[str, float] = field(default_factory=dict)
     accuracy: float = 1.0
     max_memory_bytes: float | None = None
+    latency_share: float | None = field(default=None, compare=False)
+
+    def against(self, baseline_ms: float) -> Limits:
+        """Return the same limits after the float model was timed again.
+
+        Args:
+            baseline_ms: its latency. An absolute limit of latency stays.
+        """
+        if self.latency_share is None:
+            return self
+        return replace(self, max_latency_ms=self.latency_share * baseline_ms)
 
     @property
     def largest_drop(self) -> float | None:
@@ -77,6 +90,15 @@ class Limits:
             name: key of `floors`.
         """
         return self.floors[name] - METRIC_TOLERANCE * abs(self.floors[name])
+
+    def beside(self, objectives: Collection[str]) -> Limits:
+        """Return the limits of what dominance does not know: of memory, and of other metrics.
+
+        Args:
+            objectives: extra metrics that are objectives.
+        """
+        floors = {name: floor for name, floor in self.floors.items() if name not in objectives}
+        return Limits(floors=floors, max_memory_bytes=self.max_memory_bytes)
 
     def violations(
         self,
@@ -192,7 +214,7 @@ def parse_limits(
     size = _quantity("max_size", largest, SIZE_UNITS, baseline_bytes, "2MB or 25%")
     latency = _quantity("max_latency", slowest, LATENCY_UNITS, baseline_ms, "3ms or 0.5x")
     most, known = limits.get("max_memory"), baseline_activations
-    if known is None and str(most).strip().lower().endswith(("%", "x")):
+    if known is None and _is_share(most):
         raise LimitError(
             f"limit max_memory: {most} is a share of the float model's memory, which this run does "
             "not have; nearest: 256KB"
@@ -217,7 +239,8 @@ def parse_limits(
             # 99 % of a metric below 0 (a negated error) is 1 % worse, as of a metric above 0.
             floor = metrics[name] - (1 - floor) * abs(metrics[name])
         floors[name] = floor
-    return Limits(size, latency, drop, floors, accuracy, memory)
+    share = latency / baseline_ms if latency is not None and _is_share(slowest) else None
+    return Limits(size, latency, drop, floors, accuracy, memory, share)
 
 
 def parse_bytes(name: str, value: float | str) -> int:
@@ -234,6 +257,11 @@ def parse_bytes(name: str, value: float | str) -> int:
         LimitError: the value cannot be read.
     """
     return int(_quantity(name, value, SIZE_UNITS, float("nan"), "512MB") or 0)
+
+
+def _is_share(value: float | str | None) -> bool:
+    """Return True if a limit of size, latency or memory is relative to the float model."""
+    return str(value).strip().lower().endswith(("%", "x"))
 
 
 def _share(name: str, value: float | str, whole: float, example: str) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from autocompress.search.finish.front import FrontMaker, origin_of
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.gaps import GapFiles
 from autocompress.search.finish.learning import relearn_where_wrong
+from autocompress.search.judged import check_study
 from autocompress.search.opening import (
     OpenedSearch,
     ReadySearch,
@@ -111,11 +112,13 @@ def run_search(
             front, run = measured, replace(opened.run, setup_seconds=setup.finish())
         else:
             limits = measured.limits
-            with _team(measured, request, settings, folder, launch) as team:
+            with _team(measured, request, settings, files, launch) as team:
                 front, run = _trials(measured, settings, files, setup, interrupt, progress, team)
         before = 0.0 if opened.earlier is None else opened.earlier.seconds or 0.0
         seconds = before + time.monotonic() - setup.started
-        replace(run, seconds=seconds).save(folder, opened.earlier)
+        # At the end the float file is timed under the settings that are best for it.
+        limits = limits.against(front.baseline.latency_ms)
+        replace(run, seconds=seconds, limits=asdict(limits)).save(folder, opened.earlier)
     return SearchResult(front, folder, limits), interrupt.requested
 
 
@@ -184,12 +187,14 @@ def _team(
     measured: OpenedSearch,
     request: Request,
     settings: Settings,
-    folder: Path,
+    files: FrontFiles,
     launch: Launch | None,
 ) -> Team:
     """Return the workers, which start when latencies are measured: nothing else may run before."""
-    url, problem = settings.storage or str(folder / JOURNAL_FILE), measured.problem
+    folder, problem = files.folder, measured.problem
+    url = settings.storage or str(folder / JOURNAL_FILE)
     study = study_of(measured.run.model, url, settings.study_name, problem.space.objectives)
+    check_study(folder, files.points, study)
     plan = WorkerPlan.of(settings, request.space, request.target, measured.limits, folder)
     return Team(study, url, plan, launch, launch is None and settings.storage is None)
 

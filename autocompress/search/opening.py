@@ -200,16 +200,18 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
         bound = request.space.bind(request.module_map, request.target)
         with all_threads(settings.workers):
             learner = taught_task(task, bound, settings.seed, request.device, folder)
-    # A student of an earlier part of the run was taught with as many threads as that had.
-    is_known = was_taught and earlier is not None
-    threads = earlier.student_threads if is_known and earlier is not None else processors()
+    # A student of an earlier part of the run was taught with the threads and the seed of that.
+    threads, seed = processors(), settings.seed
+    if was_taught and earlier is not None:
+        threads, seed = earlier.student_threads, earlier.student_seed
+        seed = earlier.seed if seed is None else seed
     known = None if earlier is None else earlier.float_files
     place = (request.space, request.target, request.device, request.module_map)
     problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)
     setup.is_ready = True
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(task, settings, problem, limits)
-    run = replace(run, notes=request.notes, student_threads=threads)
+    run = replace(run, notes=request.notes, student_threads=threads, student_seed=seed)
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
             f"{folder}: holds a search over another space, or by an earlier version; choose "
@@ -257,8 +259,9 @@ def measure_latencies(
     check_judged(folder, earlier, problem)
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(request.task, settings, problem, limits)
-    threads = opened.run.student_threads
-    run = replace(run, judged=judged_by(problem), notes=request.notes, student_threads=threads)
+    threads, seed = opened.run.student_threads, opened.run.student_seed
+    run = replace(run, notes=request.notes, student_threads=threads, student_seed=seed)
+    run = replace(run, judged=judged_by(problem, earlier))
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)

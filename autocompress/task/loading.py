@@ -141,6 +141,15 @@ class Kept:
         """Return True if the whole split was read and is kept."""
         return self._complete
 
+    def first(self, count: int) -> list[tuple[Inputs, Any]]:
+        """Return the first batches; no pass of a loader is left open for them.
+
+        Args:
+            count: most batches.
+        """
+        own = self._once or self._complete or len(self._read_so_far) >= count
+        return list(islice(self if own else seeded_pass(self.batches), count))
+
     def _read(self) -> None:
         """Read one batch more; it is copied, since a loader may write the next one over it."""
         if self._failed is not None:
@@ -192,6 +201,19 @@ def in_memory(batches: Batches) -> bool:
     if isinstance(batches, Changed):
         return in_memory(batches.batches)
     return isinstance(batches, (list, tuple)) or (isinstance(batches, Kept) and batches.in_memory)
+
+
+def first_batches(batches: Batches, count: int) -> list[tuple[Inputs, Any]]:
+    """Return the first batches of a split, long before it is read as a whole.
+
+    Args:
+        batches: a split as `settled` returns it.
+        count: most batches.
+    """
+    if isinstance(batches, Changed):
+        first = first_batches(batches.batches, count)
+        return [batches.change(inputs, target) for inputs, target in first]
+    return batches.first(count) if isinstance(batches, Kept) else list(islice(batches, count))
 
 
 def known_length(batches: Batches) -> int:

@@ -21,6 +21,7 @@ from autocompress.export.artifact import (
     copy_artifact,
     open_graph,
     read_recipe,
+    renew_recipe,
     session_settings,
     write_model,
     write_recipe,
@@ -63,6 +64,18 @@ def test_sessions_are_opened_as_the_recipe_beside_a_file_says(tmp_path: Path) ->
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert session_settings(model) == settings
     assert session_settings(tmp_path / "other.onnx") is None, "the recipe is not of this file"
+
+
+def test_a_renewed_recipe_goes_on_saying_how_its_file_was_made(tmp_path: Path) -> None:
+    origin = {"task": "old.py", "seed": 0, "threads": 2, "versions": {"torch": "1"}}
+    recipe = {"format": RECIPE_FORMAT, "origin": origin, "kernels": {"a": 1}, "sha256": "abc"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    settings = SessionSettings(disabled_optimizers=("A",))
+    renew_recipe(tmp_path, {"task": "new.py"}, settings)
+    renewed = read_recipe(tmp_path)
+    assert session_settings(tmp_path / "model.onnx") == settings
+    del renewed["session"]
+    assert renewed == {**recipe, "origin": {**origin, "task": "new.py"}}
 
 
 def test_a_model_is_written_with_its_size(tmp_path: Path) -> None:

@@ -241,18 +241,23 @@ def test_a_model_is_made_plain_with_the_threads_of_the_search(
     assert torch.get_num_threads() == before
 
 
-def test_a_student_is_taught_with_the_threads_that_it_had(
+def test_a_student_is_taught_with_the_threads_and_the_seed_that_it_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A search with several workers teaches it with all threads, and computes with a share."""
+    """A search with several workers teaches it with all threads, and computes with a share.
+
+    A search that goes on may have another seed than the one that taught it.
+    """
     before = torch.get_num_threads()
     threads = {"threads": before + 1, "student_threads": before + 2}
-    origin = {**threads, "seed": 0, "student": Distillation(steps=3).to_json()}
+    seeds = {"seed": 1, "student_seed": 7}
+    origin = {**threads, **seeds, "student": Distillation(steps=3).to_json()}
     recipe = {"candidate": Candidate().to_json(), "kernels": {}, "origin": origin}
     seen = []
 
-    def teach(task: Task, *rest: object) -> Task:
+    def teach(task: Task, lesson: Distillation, seed: int, *rest: object) -> Task:
         seen.append(torch.get_num_threads())
+        assert seed == 7
         return task
 
     def stop(*rest: object) -> None:

@@ -14,7 +14,13 @@ import pytest
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.errors import LimitError, RunFolderError
 from autocompress.results.files import FRONT_FILE, write_json
-from autocompress.results.front import ParetoFront, SearchResult, earlier_front, read_front
+from autocompress.results.front import (
+    ParetoFront,
+    Pick,
+    SearchResult,
+    earlier_front,
+    read_front,
+)
 from autocompress.results.front_point import FrontPoint, ModulePart
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
@@ -64,6 +70,22 @@ def test_points_aside_hide_nothing() -> None:
     assert trials(front_of(better, worse)) == [3]
     found = ParetoFront.of(BASELINE, (better, worse), aside={3})
     assert (trials(found), trials(found.dominated)) == ([4], [3])
+
+
+def test_a_point_that_keeps_a_floor_is_found_behind_one_that_misses_it() -> None:
+    better, worse = point(3, 100, 1.0, 0.9, f1=0.7), point(4, 200, 2.0, 0.8, f1=0.9)
+    largest = point(5, 300, 3.0, 0.7, f1=0.95)
+    found = front_of(better, largest, worse)
+    assert trials(found) == [3]
+    assert found.smallest().trial == 3
+    assert found.pick("smallest", floors={"f1": 0.85}) == Pick(worse)
+    assert found.pick("smallest", floors={"f1": 0.92}) == Pick(largest)
+    assert found.within(floors={"f1": 0.85}) == (worse,), "it dominates the largest"
+    assert found.pick("smallest", floors={"f1": 0.99}).point == better
+    assert found.within(floors={"f1": 0.99}) == ()
+    objective = front_of(better, largest, worse, objectives=("f1",))
+    assert trials(objective) == [3, 4, 5]
+    assert trials(objective.within(floors={"f1": 0.85})) == [4, 5]
 
 
 def test_picks() -> None:

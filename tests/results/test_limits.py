@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,18 @@ def test_drops_and_metrics_relative_to_the_float_model() -> None:
         "min_metric f1"
     ] == pytest.approx(0.06)
     assert limits.pick_limits()["floors"] == limits.floors
+
+
+def test_a_relative_limit_of_latency_follows_the_float_model() -> None:
+    for text in ("0.5x", "50%", "0.5X "):
+        limits = parse_limits({"max_size": "25%", "max_latency": text}, 8e6, 4.0)
+        assert limits == Limits(2e6, 2.0)
+        assert limits.against(3.6) == Limits(2e6, 1.8)
+        assert limits.against(3.6).against(4.0) == limits
+        assert Limits(**asdict(limits)).against(3.6) == Limits(2e6, 1.8), "as run.json keeps it"
+    for given in ("2ms", 2.0, None):
+        limits = parse_limits({"max_latency": given}, 8e6, 4.0)
+        assert limits.against(3.6) is limits
 
 
 @pytest.mark.parametrize(

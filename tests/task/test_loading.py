@@ -15,6 +15,7 @@ from autocompress.task.loading import (
     FloatBatches,
     Kept,
     Unlabelled,
+    first_batches,
     float32,
     in_memory,
     known_length,
@@ -124,6 +125,31 @@ def test_a_split_that_outgrows_the_memory_goes_on_where_it_was() -> None:
             assert torch.equal(a, c)
             assert torch.equal(b, d)
     assert (kept.in_memory, large.in_memory) == (False, True)
+
+
+def test_the_first_batches_leave_no_pass_open() -> None:
+    open_passes: list[int] = []
+
+    class Opened(Loader):
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            open_passes.append(1)
+            try:
+                yield from super().__iter__()
+            finally:
+                open_passes.pop()
+
+    kept = settled(Opened(), "test", X, MANY, shuffles=False)
+    first = first_batches(FloatBatches(kept), 2)
+    assert open_passes == []
+    everything = list(kept)
+    assert len(everything) == 4
+    for before, after in zip(first, everything, strict=False):
+        assert torch.equal(before[0], after[0])
+    assert len(first_batches(kept, 9)) == 4
+    once = settled(iter([(X, 1), (X + 1, 2)]), "test", X, MANY, shuffles=False)
+    assert len(first_batches(once, 1)) == 1
+    assert [target for _, target in once] == [1, 2], "nothing is lost of what is read once"
+    assert first_batches([(X, 1), (X, 2)], 1) == [(X, 1)]
 
 
 def test_a_pass_has_its_own_generators_whatever_its_reader_draws() -> None:

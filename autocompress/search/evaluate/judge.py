@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class Judge:
             missed = [f"{name} by {by:.1%}" for name, by in violations.items() if by > 0]
             return replace(record, cause=f"over budget: {', '.join(missed)}")
         done = records_of(study, ENDED)
-        earlier = _same_candidate(done, record)
+        earlier = _same_candidate(done, record, self.limits)
         if earlier is not None:
             return _repeated(record, earlier, self.goal, self.problem)
         model = self.problem.stitcher.apply(candidate)
@@ -123,7 +123,7 @@ class Judge:
             cause=cause,
         )
         if cause:
-            return record
+            return replace(record, limits=asdict(self.limits))
         race = self.problem.race
         accuracy = tally.scores_of(race.joined(tally.outputs), race.answers)
         record = replace(
@@ -204,9 +204,16 @@ class Judge:
     def _comparable(self, done: list[TrialRecord]) -> list[TrialRecord]:
         """Return the trials that can beat a candidate by accuracy alone.
 
-        There are none where other qualities are objectives too.
+        There are none where other qualities are objectives too. One that misses the floor of a
+        metric, or the limit of memory, can take no candidate's place on the front.
         """
-        return [] if self.problem.space.objectives else done
+        if self.problem.space.objectives:
+            return []
+        others = self.limits.beside(())
+        if others == Limits():
+            return done
+        parts = (others, self.problem.baseline.accuracy, self.problem.activation_bytes)
+        return [trial for trial in done if are_kept(trial.missed(*parts))]
 
     def _rivals(self, done: list[TrialRecord], record: TrialRecord) -> list[Rival]:
         rivals = []
@@ -291,7 +298,9 @@ class Judge:
         self, scores: SampleScores, done: list[TrialRecord], record: TrialRecord, left: float | None
     ) -> str:
         size, latency = record.size_bytes, record.latency_ms
-        if worth_finishing(done, self.goal, size, latency, scores.divergence, left):
+        activations = self.problem.activation_bytes
+        parts = (size, latency, scores.divergence, left, activations)
+        if worth_finishing(done, self.goal, *parts):
             return ""
         return f"expected to add nothing to the front after {len(scores)} samples"
 
@@ -301,13 +310,16 @@ def _left(before: float, after: float | None) -> float | None:
     return None if after is None or before <= 0 else after / before
 
 
-def _same_candidate(done: list[TrialRecord], record: TrialRecord) -> TrialRecord | None:
+def _same_candidate(
+    done: list[TrialRecord], record: TrialRecord, limits: Limits
+) -> TrialRecord | None:
     """Return the first trial of the same candidate; recovery counts only where it was tried.
 
-    One that was over an earlier budget was not judged.
+    One that was over an earlier budget was not judged, and one that was stopped under other limits
+    is judged again.
     """
     for other in done:
-        if not other.qualities and not other.feasible:
+        if not other.qualities and not (other.feasible and other.stands(limits)):
             continue
         same = other.digest == record.digest
         same = same or (other.untrained_digest == record.untrained_digest and not other.trained)

@@ -6,10 +6,12 @@ Trained weights are kept in the run folder by trial number. `compress/recover` d
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +29,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.task.user_code import UserCodeError
 
 CUT = "its training took too long and was cut; the weights before it are kept"
+MODULES = "modules"  # note: hash of the candidate; weights of an earlier version have none
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,14 @@ class Recovered:
         trained: the weights.
         distillation: how they were trained.
         scores: accuracy and extra metrics on the validation split.
+        origin: "seed" and "training_dtype" of the training, as recipes name them; {} of an earlier
+            version.
     """
 
     trained: Trained
     distillation: Distillation
     scores: Scores
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,15 +80,17 @@ def recovered_path(folder: Path, number: int) -> Path:
     return folder / "recovered" / f"{number:04d}.safetensors"
 
 
-def read_recovered(folder: Path, number: int) -> Recovered | None:
+def read_recovered(folder: Path, number: int, candidate: Candidate) -> Recovered | None:
     """Read the trained weights of a trial.
 
     Args:
         folder: the run folder.
         number: of the trial.
+        candidate: of the trial, however it was trained.
 
     Returns:
-        The weights, or None if the untrained ones are the best.
+        The weights, or None if the untrained ones are the best. Weights of another candidate, as
+        another study in the folder leaves them, are not those of the trial.
 
     Raises:
         RunFolderError: the file is damaged.
@@ -92,20 +100,31 @@ def read_recovered(folder: Path, number: int) -> Recovered | None:
         return None
     try:
         tensors, notes = read_tensors(path)
+        own = _modules(candidate)
+        if notes.get(MODULES, own) != own:
+            return None
         distillation = Distillation.from_json(json.loads(notes["distillation"]))
         scores = Scores(float(notes["accuracy"]), json.loads(notes.get("metrics", "{}")))
-        return Recovered(Trained.from_tensors(tensors), distillation, scores)
+        origin = json.loads(notes.get("origin", "{}"))
+        return Recovered(Trained.from_tensors(tensors), distillation, scores, origin)
     except (DamagedFileError, KeyError, TypeError, ValueError) as error:
         raise RunFolderError(
             f"{path}: damaged ({error}); remove it, the trial's untrained weights are used then"
         ) from error
 
 
-def _write(folder: Path, number: int, recovered: Recovered) -> None:
+def _modules(candidate: Candidate) -> str:
+    """Return a hash of a candidate without its recovery."""
+    return Candidate(candidate.modules).digest
+
+
+def _write(folder: Path, number: int, candidate: Candidate, recovered: Recovered) -> None:
     notes = {
+        MODULES: _modules(candidate),
         "distillation": json.dumps(recovered.distillation.to_json()),
         "accuracy": repr(recovered.scores.accuracy),
         "metrics": json.dumps(dict(recovered.scores.metrics)),
+        "origin": json.dumps(dict(recovered.origin)),
     }
     write_tensors(recovered_path(folder, number), recovered.trained.to_tensors(), notes)
 
@@ -204,7 +223,9 @@ def recover_candidate(
     improved = goal.worth(after) > goal.worth(before) and not _misses_more(after, before, goal)
     if improved:
         lesson = ended_at(decided(candidate.distillation, place), steps)
-        _write(folder, number, Recovered(trained, lesson, after))
+        dtype = str(problem.trainer.arithmetic).removeprefix("torch.")
+        origin = {"seed": problem.trainer.seed, "training_dtype": dtype}
+        _write(folder, number, candidate, Recovered(trained, lesson, after, origin))
     if not stop() or not is_resumed:  # an interrupted training goes on from here next time
         shutil.rmtree(place, ignore_errors=True)
     return Lesson(after if improved else before, improved, rungs, divergence=divergence)
@@ -213,4 +234,5 @@ def recover_candidate(
 def _misses_more(after: Scores, before: Scores, goal: Goal) -> bool:
     """Return True if a metric was above its floor before a training, and is below it after it."""
     least = {name: goal.limits.least(name) for name in goal.limits.floors}
-    return any(after.metrics[name] < low <= before.metrics[name] for name, low in least.items())
+    known = {name: before.metrics.get(name, -math.inf) for name in least}  # of earlier versions
+    return any(after.metrics[name] < low <= known[name] for name, low in least.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Finalist:
         hoped: accuracy that it is expected to have after its recovery, for which alone it was
             chosen; None if it was chosen as it is.
         activation_bytes: memory of its activations; None where no limit asks for it.
+        metrics: simulated extra metrics by name, which may have floors.
     """
 
     number: int
@@ -63,6 +64,7 @@ class Finalist:
     is_uniform: bool = False
     hoped: float | None = None
     activation_bytes: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def accuracy(self) -> float:
@@ -218,15 +220,22 @@ def without_disappointing(finalists: Sequence[Finalist], goal: Goal) -> list[Fin
     for finalist, is_best in zip(finalists, best, strict=True):
         lost = goal.baseline.accuracy - finalist.accuracy
         if finalist.hoped is None or (
-            is_best and lost < goal.reference_point[2] and _keeps(finalist, goal, lost)
+            is_best
+            and lost < goal.reference_point[2]
+            and _keeps(finalist, goal, lost, finalist.metrics)
         ):
             left.append(finalist)
     return left
 
 
-def _keeps(finalist: Finalist, goal: Goal, lost: float) -> bool:
-    """Return True if a finalist that loses some accuracy keeps the limits."""
-    parts = (finalist.size_bytes, finalist.latency_ms, lost, None, finalist.activation_bytes)
+def _keeps(
+    finalist: Finalist, goal: Goal, lost: float, metrics: Mapping[str, float] | None = None
+) -> bool:
+    """Return True if a finalist that loses some accuracy keeps the limits.
+
+    Its extra metrics are not judged where they are None: a recovery may still raise them.
+    """
+    parts = (finalist.size_bytes, finalist.latency_ms, lost, metrics, finalist.activation_bytes)
     return are_kept(goal.limits.violations(*parts))
 
 
@@ -334,13 +343,14 @@ def _finalist(trial: TrialRecord, problem: Problem, goal: Goal) -> Finalist:
     memory = trial.activation_bytes
     if memory is None and goal.limits.max_memory_bytes is not None:
         memory = problem.activation_bytes(candidate)
-    if trial.qualities:
-        parts = (trial.size_bytes, latency_ms, trial.qualities)
-        return Finalist(trial.number, candidate, *parts, activation_bytes=memory)
-    model = problem.stitcher.apply(candidate)
-    scores = evaluate_model(problem.task, model, problem.task.validation, problem.device)[0]
-    parts = (problem.size_bytes(candidate), latency_ms, goal.qualities(scores))
-    return Finalist(trial.number, candidate, *parts, activation_bytes=memory)
+    size, qualities, metrics = trial.size_bytes, trial.qualities, trial.metrics or {}
+    if not qualities:
+        model = problem.stitcher.apply(candidate)
+        scores = evaluate_model(problem.task, model, problem.task.validation, problem.device)[0]
+        size, metrics = problem.size_bytes(candidate), scores.metrics
+        qualities = goal.qualities(scores)
+    parts = (size, latency_ms, qualities)
+    return Finalist(trial.number, candidate, *parts, activation_bytes=memory, metrics=metrics)
 
 
 def recover_finalists(
@@ -370,8 +380,9 @@ def recover_finalists(
     """
     trials = {}
     for finalist in finalists:
-        metrics = dict(zip(goal.objectives, finalist.qualities[1:], strict=True))
-        trials[finalist.number] = finalist.candidate, Scores(finalist.accuracy, metrics)
+        objectives = dict(zip(goal.objectives, finalist.qualities[1:], strict=True))
+        scores = Scores(finalist.accuracy, {**finalist.metrics, **objectives})
+        trials[finalist.number] = finalist.candidate, scores
     recover_front(study, trials, problem, goal, folder, plan, stop, report)
     return [with_best_weights(finalist, goal, folder) for finalist in finalists]
 
@@ -384,8 +395,9 @@ def with_best_weights(finalist: Finalist, goal: Goal, folder: Path) -> Finalist:
         goal: names the qualities.
         folder: the run folder, which holds recovered weights.
     """
-    trained = read_recovered(folder, finalist.number)
+    trained = read_recovered(folder, finalist.number, finalist.candidate)
     if trained is None:
         return replace(finalist, candidate=untrained(finalist.candidate))
     candidate = replace(finalist.candidate, distillation=trained.distillation)
-    return replace(finalist, candidate=candidate, qualities=goal.qualities(trained.scores))
+    metrics, qualities = trained.scores.metrics, goal.qualities(trained.scores)
+    return replace(finalist, candidate=candidate, qualities=qualities, metrics=metrics)

@@ -122,11 +122,12 @@ class FrontMaker:
         """Measure what each tower of the recommended points loses, and write it to front.json."""
         if self.stop():
             return front
-        clock, given = self.clock, self.limits.pick_limits()
+        limits = self.limits.against(front.baseline.latency_ms)
+        clock, given = self.clock, limits.pick_limits()
         # The report recommends points within a small loss, where the user gave no other limit.
         near = min(given["max_accuracy_drop"] or math.inf, self.goal.near)
-        limits = [given, {**given, "max_accuracy_drop": near}]
-        known = with_tower_losses(front, self.problem, limits, lambda: clock.left_before_report_s)
+        both = [given, {**given, "max_accuracy_drop": near}]
+        known = with_tower_losses(front, self.problem, both, lambda: clock.left_before_report_s)
         if known is not front:
             write_json(self.folder / FRONT_FILE, known.to_json())
         return known
@@ -236,6 +237,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "versions": run.versions,
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
         "student_threads": run.student_threads or torch.get_num_threads(),
+        "student_seed": run.seed if run.student_seed is None else run.student_seed,
         "activation_range": problem.space.activation_range,
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),

@@ -26,7 +26,9 @@ from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist, members_first
 from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import (
+    TEST,
     MeasuredFile,
+    figure_of,
     known_files,
     known_test,
     not_run,
@@ -37,7 +39,7 @@ from autocompress.search.finish.measured_file import (
 from autocompress.search.finish.points import (
     errors_of,
     folder_name,
-    over_memory,
+    over_others,
     parts_of,
     point_of,
     worth_showing,
@@ -259,14 +261,15 @@ class FrontFiles:
         for number, file in self._files.items():
             self._files[number] = _moved(file, models)
         kept = self._kept(baseline)
-        aside = over_memory(kept, self.limits)
+        aside = over_others(kept, self.limits, objectives)
         front = ParetoFront.of(baseline, kept, objectives, aside)
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front
 
     def _kept(self, baseline: Measurement) -> list[FrontPoint]:
         """Return the points that front.json names."""
-        return worth_showing(self.points, self.uniform, self.limits, baseline)
+        limits = self.limits.against(baseline.latency_ms)
+        return worth_showing(self.points, self.uniform, limits, baseline)
 
     def _run_all(self, finalists: Sequence[Finalist], problem: Problem) -> list[MeasuredFile]:
         """Export and run finalists, in their order, while the clock has room."""
@@ -354,6 +357,9 @@ class FrontFiles:
             file, rest = files[i], files[i].rest
             rest_s = 0.0 if self.clock is None else self.clock.rest_s(file.pass_s)
             is_complete = rest is not None and rest.test_share >= self._test_share
+            if rest is not None and rest.test is None and problem.task.test is not None:
+                # An earlier run had no test split; a metric that fails on it says so.
+                is_complete = is_complete and figure_of(TEST) in rest.left_out
             if is_complete or not self._has_room(len(files), rest_s):
                 continue
             self.report("running the front on the test split", done / len(files))

@@ -180,7 +180,7 @@ def recover_front(
             lesson = for_lossy(lesson, problem.space.recovery)
         lesson = replace(lesson, blocks=problem.space.recovery.by_blocks)
         longer = replace(candidate, distillation=lesson)
-        best, trained = scores, read_recovered(folder, number)
+        best, trained = scores, read_recovered(folder, number, candidate)
         if trained is not None:
             best = max(scores, trained.scores, key=goal.worth)
         started, resumes = time.monotonic(), not plan.is_timed

@@ -29,7 +29,7 @@ from autocompress.measure.tally import Scores
 from autocompress.results.files import WEIGHTS_FILE, model_path
 from autocompress.results.front import ParetoFront, earlier_front
 from autocompress.results.front_point import FrontPoint
-from autocompress.search.evaluate.recovery import read_recovered
+from autocompress.search.evaluate.recovery import Recovered, read_recovered
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.problem import Problem
@@ -106,7 +106,7 @@ class MeasuredFile:
         return replace(self.finalist, size_bytes=self.size_bytes, qualities=qualities, hoped=None)
 
 
-def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
+def recovered_of(folder: Path, finalist: Finalist) -> Recovered | None:
     """Read the weights that recovery kept.
 
     Args:
@@ -116,11 +116,13 @@ def trained_of(folder: Path, finalist: Finalist) -> Trained | None:
     Returns:
         The weights; None where it is untrained, or the trial has other weights by now.
     """
-    recovery = finalist.candidate.distillation
-    recovered = read_recovered(folder, finalist.number) if recovery.steps > 0 else None
-    if recovered is None or recovered.distillation != recovery:
+    candidate = finalist.candidate
+    if candidate.distillation.steps == 0:
         return None
-    return recovered.trained
+    recovered = read_recovered(folder, finalist.number, candidate)
+    if recovered is None or recovered.distillation != candidate.distillation:
+        return None
+    return recovered
 
 
 def with_kept_weights(folder: Path, finalist: Finalist) -> Finalist:
@@ -133,7 +135,7 @@ def with_kept_weights(folder: Path, finalist: Finalist) -> Finalist:
     Returns:
         The same object if there are no other weights.
     """
-    recovered = read_recovered(folder, finalist.number)
+    recovered = read_recovered(folder, finalist.number, finalist.candidate)
     if recovered is None or recovered.distillation == finalist.candidate.distillation:
         return finalist
     candidate = replace(finalist.candidate, distillation=recovered.distillation)
@@ -160,7 +162,8 @@ def run_file(
         NotComputableError: the outputs of the file are not finite.
         UserCodeError: the metric fails on them.
     """
-    candidate, trained = finalist.candidate, trained_of(folder, finalist)
+    candidate, recovered = finalist.candidate, recovered_of(folder, finalist)
+    trained = None if recovered is None else recovered.trained
     size, module_bytes = _written(place, candidate, trained, problem)
     write_weights(place, problem.stitcher, candidate, trained)
     problem.stitcher.apply(Candidate())  # the weights of the candidate leave the memory

@@ -7,19 +7,21 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autocompress.export.artifact import write_recipe
+from autocompress.export.artifact import renew_recipe, write_recipe
 from autocompress.export.genai.package import write_package
 from autocompress.export.notes import write_notes
 from autocompress.measure.robustness import fragile_under
 from autocompress.results.front_point import FrontPoint, ModulePart
 from autocompress.results.limits import Limits, are_kept, distance
 from autocompress.results.measurement import Measurement
-from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, trained_of
+from autocompress.search.finish.measured_file import MeasuredFile, OtherScores, recovered_of
 from autocompress.search.problem.problem import Problem
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.latency_model.breakdown import module_shares
 from autocompress.targets.latency_model.quality import prediction_errors
 from autocompress.targets.workload import workload
+
+PLACES = ("task", "source", "pretrained")  # entries of a recipe's origin: where the task is
 
 
 def folder_name(number: int) -> str:
@@ -80,23 +82,28 @@ def worth_showing(
     ]
 
 
-def over_memory(points: Sequence[FrontPoint], limits: Limits) -> set[int]:
-    """Return the trials whose points miss the limit of memory, which is no objective.
+def over_others(
+    points: Sequence[FrontPoint], limits: Limits, objectives: Collection[str]
+) -> set[int]:
+    """Return the trials whose points miss a limit of what is no objective: memory, or a metric.
 
-    A resumed run may have got the limit, and a point that misses it must not hide one that keeps
-    it.
+    A resumed run may have got the limit, and what is measured may miss one that was kept in the
+    simulation. Such a point must not hide one that keeps the limit.
 
     Args:
         points: of all files that are shown.
         limits: absolute limits.
+        objectives: extra metrics that are objectives.
 
     Returns:
-        Numbers of trials; none if all points miss the limit.
+        Numbers of trials; none if all points miss such a limit.
     """
-    most = limits.max_memory_bytes
-    if most is None:
-        return set()
-    over = {p.trial for p in points if (p.measured.activation_bytes or 0) > most}
+    others, over = limits.beside(objectives), set()
+    for point in points:
+        m = point.measured
+        parts = (m.size_bytes, m.latency_ms, None, m.metrics, m.activation_bytes)
+        if not are_kept(others.violations(*parts)):
+            over.add(point.trial)
     return over if len(over) < len(points) else set()
 
 
@@ -192,7 +199,8 @@ def write_papers(
 ) -> None:
     """Write recipe.yaml and README.md beside a file.
 
-    A recipe whose trial has other weights by now stays as it is.
+    A recipe whose trial has other weights by now stays as it is. That of a file of an earlier run
+    goes on saying how the file was made.
 
     Args:
         file: the file.
@@ -203,13 +211,31 @@ def write_papers(
         baseline: numbers of the float file.
         settings: session settings of the file.
     """
-    finalist = file.finalist
     papers, known = problem.builder.lowered.papers, problem.task.pretrained
     write_package(file.folder, papers, known, settings)
-    trained = trained_of(folder, finalist)
-    if finalist.candidate.distillation.steps == 0 or trained is not None:
-        inputs = problem.task.example_inputs
-        parts = (problem.compressor, finalist.candidate, trained, inputs, origin, settings)
-        write_recipe(file.folder, *parts)
+    if file.pass_s is None:
+        renew_recipe(file.folder, {name: origin[name] for name in PLACES}, settings)
+    else:
+        _write_recipe(file, problem, folder, origin, settings)
     names, target = problem.builder.lowered.input_names, problem.target.name
     write_notes(file.folder, point, baseline, names, target, settings, known)
+
+
+def _write_recipe(
+    file: MeasuredFile,
+    problem: Problem,
+    folder: Path,
+    origin: Mapping[str, Any],
+    settings: SessionSettings,
+) -> None:
+    """Write the recipe of a file of this run, unless its trial has other weights by now."""
+    candidate, trained = file.finalist.candidate, None
+    if candidate.distillation.steps > 0:
+        recovered = recovered_of(folder, file.finalist)
+        if recovered is None:
+            return
+        # An earlier run with another seed may have trained it.
+        origin, trained = {**origin, **recovered.origin}, recovered.trained
+    inputs = problem.task.example_inputs
+    parts = (problem.compressor, candidate, trained, inputs, origin, settings)
+    write_recipe(file.folder, *parts)

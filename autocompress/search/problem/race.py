@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -156,7 +156,7 @@ def open_race(task: Task, original: nn.Module, device: torch.device, seed: int) 
     rows = np.array(order) if mixed else _rows(sizes, order)
     ragged = len(shapes[""]) > 1
     scored = "divergence" if ragged else _scored(task, head)
-    digest = _digest(batches, order)
+    digest = digest_of(batches, order)
     if task.sample_dims:  # rows of scores are of other samples
         text = f"{digest} {dict(task.sample_dims)}"
         digest = hashlib.sha256(text.encode()).hexdigest()[: len(digest)]
@@ -184,7 +184,7 @@ def _dealt(
     batches, order = task.validation, list(range(len(sizes)))
     if not in_memory(batches):
         return batches, order, False, False, ""
-    split = _digest(batches, [])
+    split = digest_of(batches, [])
     generator, batches = np.random.default_rng(seed), list(batches)
     by_row = sum(sizes) == sum(batch_size(inputs) for inputs, _ in batches)
     if task.rows_independent and fits and by_row and _is_free(task, head, of_batches=True):
@@ -286,8 +286,14 @@ def _chosen(
     return map_inputs(like, lambda tensor: next(left)[rows]), part(targets)
 
 
-def _digest(batches: Batches, order: list[int]) -> str:
-    digest = hashlib.sha256(str(order).encode())
+def digest_of(batches: Iterable[tuple[Inputs, Any]], order: Sequence[int] = ()) -> str:
+    """Return a hash of a part of each of some batches.
+
+    Args:
+        batches: of a split.
+        order: is hashed too.
+    """
+    digest = hashlib.sha256(str(list(order)).encode())
     for batch in batches:
         for part in batch:
             for value in leaves(part).values():

@@ -72,6 +72,7 @@ class RunRecord:
         judged: what accuracies rest on (`search/judged.py`).
         notes: what was said of the task while it was checked.
         student_threads: threads with which the student was taught; None of an earlier version.
+        student_seed: seed with which it was taught; None of an earlier version.
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -121,6 +122,7 @@ class RunRecord:
     judged: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     student_threads: int | None = None
+    student_seed: int | None = None
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None

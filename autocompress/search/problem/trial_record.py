@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -40,6 +40,7 @@ NAMES: Mapping[str, str] = {
     "cause": "cause",
     "row": "row",
     "activation_bytes": "activation_bytes",
+    "limits": "limits",
 }
 BEFORE = ("worker", "candidate_json", "digest", "untrained_digest")  # written before judging
 AFTER = (
@@ -57,6 +58,7 @@ AFTER = (
     "cause",
     "row",
     "activation_bytes",
+    "limits",
 )
 REPEATS = "repeats"  # holds the number + 1, so that a repeat of trial 0 is true as well
 
@@ -96,6 +98,7 @@ class TrialRecord:
         row: its row of trials.csv.
         seconds: duration, where it has ended.
         activation_bytes: memory of its activations, where a limit asked for it.
+        limits: fields of the `Limits` under which it was stopped, unless it was over one of them.
     """
 
     number: int
@@ -127,6 +130,7 @@ class TrialRecord:
     row: Mapping[str, Any] | None = None
     seconds: float | None = None
     activation_bytes: int | None = None
+    limits: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, number: int, candidate: Candidate, worker: str | None = None) -> TrialRecord:
@@ -231,6 +235,23 @@ class TrialRecord:
         if memory is None and limits.max_memory_bytes is not None and activations is not None:
             memory = activations(self.candidate)
         return limits.violations(self.size_bytes, latency_ms, drop, self.metrics or {}, memory)
+
+    def stands(self, limits: Limits) -> bool:
+        """Return True if nothing would come of judging its candidate again.
+
+        A trial that was over a budget, or was stopped for what others and limits made of it, may
+        end otherwise under other limits.
+
+        Args:
+            limits: absolute limits; a resumed search may have others than before.
+        """
+        if self.qualities or not self.state.is_finished():
+            return True
+        if not self.feasible:
+            memory = self.activation_bytes
+            costs = limits.violations(self.size_bytes, self.latency_ms, None, None, memory)
+            return not are_kept(costs)
+        return self.limits is None or self.limits == asdict(limits)
 
     @property
     def ended_itself(self) -> bool:

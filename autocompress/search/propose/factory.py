@@ -157,7 +157,8 @@ def make_sampler(
         drop = limits.largest_drop
         if drop is None:
             drop = DEFAULT_DROP * bench.baseline.accuracy_scale
-        return ProgressiveSampler(bench.space, losses, bench.baseline.accuracy - drop, seed)
+        floor = bench.baseline.accuracy - drop
+        return ProgressiveSampler(bench.space, losses, floor, limits, seed)
     if sampler == "guided":
         return price_sampler(bench, limits, losses, seed, enqueued(study))
     return stock_sampler(sampler, seed, len(study.get_trials(deepcopy=False)))

@@ -14,6 +14,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocompress.candidate import ModuleConfig
+from autocompress.results.limits import Limits, are_kept
 from autocompress.search.problem.trial_record import TrialRecord
 from autocompress.search.propose.sampler import distributions
 from autocompress.space.recovery import ALPHA
@@ -37,10 +38,11 @@ class ProgressiveSampler(BaseSampler):
         space: BoundSpace,
         losses: Mapping[tuple[str, ModuleConfig], float],
         floor: float,
+        limits: Limits,
         seed: int,
     ) -> None:
         self._space = space
-        self._floor = floor
+        self._floor, self._limits = floor, limits
         self._distributions = distributions(space)
         self._random = RandomSampler(seed=seed)
         self._widths = {k.module: len(k.choices) for k in space.knobs if k.axis == "weight_bits"}
@@ -115,10 +117,11 @@ class ProgressiveSampler(BaseSampler):
         names = [knob.parameter for knob in self._space.knobs]
         outcomes = {}
         for trial in ended:
-            if all(name in trial.params for name in names):
-                outcomes[tuple(trial.params[name] for name in names)] = trial
+            record = TrialRecord.from_trial(trial)
+            if record.stands(self._limits) and all(name in record.params for name in names):
+                outcomes[tuple(record.params[name] for name in names)] = record
 
-        def outcome(widths: dict[str, int]) -> FrozenTrial | None:
+        def outcome(widths: dict[str, int]) -> TrialRecord | None:
             return outcomes.get(tuple(self._parameters(widths)[name] for name in names))
 
         accepted = dict.fromkeys(self._order, 0)
@@ -134,17 +137,18 @@ class ProgressiveSampler(BaseSampler):
                 return None, accepted
             for name in movable:
                 step = {**accepted, name: accepted[name] + 1}
-                step_trial = outcome(step)
-                if step_trial is None:
+                record = outcome(step)
+                if record is None:
                     return step, accepted
-                if self._holds(step_trial):
+                if self._holds(record):
                     accepted = step
                 else:
                     frozen.add(name)
 
-    def _holds(self, trial: FrozenTrial) -> bool:
-        record = TrialRecord.from_trial(trial)
-        return record.is_complete and record.accuracy >= self._floor and record.feasible
+    def _holds(self, record: TrialRecord) -> bool:
+        if not record.is_complete or record.accuracy < self._floor:
+            return False
+        return are_kept(record.missed(self._limits, self._limits.accuracy, None))
 
     def _parameters(self, widths: Mapping[str, int]) -> dict[str, int]:
         """Return the index of every knob, by Optuna parameter."""

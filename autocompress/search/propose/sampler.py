@@ -230,7 +230,7 @@ class PriceSampler(BaseSampler):
         left = RecoveryModel.fitted(others, ones, self._kinds).shares
         allocator = self._allocator
         choices: Choices = self._allocated(allocator.prices(point[None, :2]), left[None])[0]
-        tried = {other.key for other in others}
+        tried = self._tried(others)
         if choices.tobytes() not in tried:
             return choices
         generator = np.random.default_rng([self._seed, number])
@@ -260,13 +260,17 @@ class PriceSampler(BaseSampler):
         gain = model.speedup(pool, near) if is_fastest else np.zeros(len(pool))
         if not gain.any():
             gain = model.improvement(pool)
-        tried = {t.key for t in trials}
+        tried = self._tried(trials)
         order = np.argsort(-gain, kind="stable")
         new = [i for i in order if pool[i].tobytes() not in tried] or [order[0]]
         best = next((i for i in new[:FILES] if self._keeps(pool[i])), new[0])
         losses = self._allocator.losses(pool[best][None])
         self._left[number] = float(model.recovery.left(losses, model.divergence.mean)[0])
         return pool[best], parents[best - len(priced)] if best >= len(priced) else None
+
+    def _tried(self, trials: list[Told]) -> set[bytes]:
+        """Return the keys of the trials that are not worth repeating under the limits."""
+        return {t.key for t in trials if t.trial.stands(self._goal.limits)}
 
     def _priced(
         self, model: Model, generator: np.random.Generator, is_fastest: bool = False
@@ -389,7 +393,7 @@ class PriceSampler(BaseSampler):
             candidate = self._space.candidate(self._allocator.parameters(choices))
             costs[1] = self._latency_ms(candidate) / self._goal.baseline.latency_ms
         misses = (costs > most).any()
-        return None if misses or choices.tobytes() in {t.key for t in others} else choices
+        return None if misses or choices.tobytes() in self._tried(others) else choices
 
     def _fast(self, rest: float) -> list[float]:
         """Return the latencies of the fast proposals, as shares of the float file's.

@@ -6,13 +6,14 @@ The sampler ranks its proposals by `Model`, the judge ends candidates early by `
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from autocompress.candidate import Candidate
 from autocompress.results.limits import are_kept
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
@@ -36,6 +37,7 @@ def worth_finishing(
     latency: float,
     divergence: NDArray[np.float32],
     left: float | None = None,
+    activations: Callable[[Candidate], int] | None = None,
 ) -> bool:
     """Return True if the expected hypervolume gain of a candidate exceeds WORTH.
 
@@ -50,6 +52,8 @@ def worth_finishing(
         divergence: (samples,) divergences of its first samples, before recovery.
         left: share of its divergence that recovery is expected to leave; None takes the median of
             the trained trials, and 1 without any.
+        activations: returns the memory of a candidate's activations, for trials that were told
+            before a limit asked for it; None leaves it unjudged.
 
     Returns:
         True also while fewer than GUIDED_AFTER trials are finished.
@@ -70,7 +74,8 @@ def worth_finishing(
             for t in finished
         ]
     )
-    feasible = np.array([t.feasible for t in finished])
+    limits = (goal.limits, goal.baseline.accuracy, activations)
+    feasible = np.array([are_kept(t.missed(*limits)) for t in finished])
     costs = np.array([[size / goal.baseline.size_bytes, latency / goal.baseline.latency_ms]])
     for quality, losses in enumerate(np.array([lost_of(t, goal) for t in finished]).T):
         curve = LossModel.fitted(known, losses, RESOLUTION * goal.drops[quality])

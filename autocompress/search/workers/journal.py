@@ -49,8 +49,8 @@ def _check_lines(path: Path, content: bytes) -> None:
             json.loads(line)
         except ValueError:
             raise RunFolderError(
-                f"{path}: line {number} is damaged; restore the file from a copy, or move it "
-                "away to start the search anew (trials.csv keeps what was found)"
+                f"{path}: line {number} is damaged; restore the file from a copy, or choose "
+                "another --out to start the search anew (the points so far stay in this one)"
             ) from None
 
 

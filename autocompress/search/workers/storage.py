@@ -146,7 +146,7 @@ def open_study(
     except (ValueError, AssertionError, AttributeError) as error:
         raise RunFolderError(
             f"storage {url}: damaged ({type(error).__name__}); "
-            "restore it from a copy or move it away"
+            "restore it from a copy, or choose another storage and another --out"
         ) from error
 
 

@@ -196,6 +196,58 @@ def test_a_candidate_that_is_surely_below_the_limit_is_stopped_early(
     assert whole.violations["max_accuracy_drop"] == pytest.approx(0.65)
 
 
+def test_what_an_earlier_limit_stopped_is_judged_under_another_one(
+    judge: Judge, study: optuna.Study
+) -> None:
+    stopped = told(study, judge, 3)
+    assert stopped.cause.startswith("below accuracy 0.9000 after ")
+    assert told(study, judge, 3).cause.startswith("repeats trial 0: below accuracy 0.9000 after ")
+    earlier = TrialRecord.from_trial(study.trials[0])
+    assert earlier.stands(judge.limits)
+    judge.limits = replace(judge.limits, max_accuracy_drop=0.8)
+    assert not earlier.stands(judge.limits)
+    found = told(study, judge, 3)
+    assert (found.cause, found.qualities) == ("", (0.25,))
+    assert told(study, judge, 3).cause == "repeats trial 2"
+
+
+@pytest.mark.parametrize(
+    ("limits", "trained"),
+    [
+        (Limits(), False),
+        (Limits(floors={"f1": 0.6}), False),
+        (Limits(floors={"f1": 0.8}), True),
+        (Limits(max_memory_bytes=35.0), True),
+        (Limits(max_memory_bytes=50.0), False),
+    ],
+)
+def test_a_trial_that_misses_another_limit_keeps_none_from_being_trained(
+    judge: Judge,
+    study: optuna.Study,
+    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
+    trained: bool,
+) -> None:
+    """It is smaller and has lost nothing, but misses a floor or takes too much memory."""
+    lossless = replace(told(study, judge, 4), metrics={"f1": 0.7}, activation_bytes=40)
+    monkeypatch.setattr(judge_module, "records_of", lambda *_: [lossless])
+    done: list[Candidate] = []
+
+    def recover(problem, folder, number, given: Candidate, before, *rest, **more) -> Lesson:
+        done.append(given)
+        return Lesson(before, False, {})
+
+    monkeypatch.setattr(judge_module, "recover_candidate", recover)
+    judge.problem.trainer = SimpleNamespace(divergence=lambda model: 1.0)
+    judge.problem.space.recovery = SimpleNamespace(steps=5, by_blocks=False, tests_rates=False)
+    judge.problem.size_bytes = lambda c: 900
+    judge.problem.activation_bytes = lambda c: 10
+    monkeypatch.setattr(judge_module, "surely_dominated", lambda *_: None)
+    judge.limits = limits
+    judge.judge(study, 1, replace(candidate(3), distillation=Distillation(steps=5)))
+    assert bool(done) == trained
+
+
 def test_trials_are_not_trained_where_the_front_is_by_blocks(
     judge: Judge, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

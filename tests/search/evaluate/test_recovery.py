@@ -24,6 +24,8 @@ from torch import nn
 import autocompress as ac
 from autocompress import Candidate, Distillation, ModuleConfig
 from autocompress.candidate import UNTRAINED
+from autocompress.compress.assemble.trained import Trained
+from autocompress.compress.prune.masks import Masks
 from autocompress.compress.recover import cycle as train
 from autocompress.compress.recover.context import Trainer
 from autocompress.compress.recover.cycle import Cycle
@@ -32,11 +34,14 @@ from autocompress.errors import TaskError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
+from autocompress.results.tensor_files import read_tensors, write_tensors
 from autocompress.search.evaluate import recovery as recovery_module
 from autocompress.search.evaluate.recovery import (
     ended_at,
     read_recovered,
     recover_candidate,
+    recovered_path,
+    untrained,
 )
 from autocompress.search.evaluate.training_choice import MIN_LOSS
 from autocompress.search.evaluate.training_plan import LongPlan
@@ -155,7 +160,7 @@ def test_points_say_how_long_their_weights_were_trained(
     }
     assert final, "something was lost, so something is recovered"
     for point in (*result.front.points, *result.front.dominated):
-        kept = read_recovered(folder, point.trial)
+        kept = read_recovered(folder, point.trial, point.candidate)
         distillation = point.candidate.distillation
         trial = trials_of(folder)[point.trial]
         assert point.predicted.accuracy >= trial.values[2], (
@@ -215,7 +220,7 @@ def test_the_long_recovery_lifts_a_point_once(
         lambda what, share: None,
     )
     recover_front(*given)
-    kept = read_recovered(tmp_path, 3)
+    kept = read_recovered(tmp_path, 3, at)
     assert kept is not None
     assert kept.distillation == replace(at.distillation, steps=80)
     reached = kept.scores.accuracy
@@ -366,7 +371,8 @@ def test_training_that_makes_it_worse_is_not_kept(
     for trial in worse:
         assert trial.values[2] == trial.user_attrs["accuracy_before_recovery"]
         assert list(trial.user_attrs["rungs"].values())[-1] <= trial.values[2]
-        assert read_recovered(tmp_path / "run", trial.number) is None
+        candidate = Candidate.from_json(trial.user_attrs["candidate"])
+        assert read_recovered(tmp_path / "run", trial.number, candidate) is None
     assert all(
         p.candidate.distillation.steps == 0
         for p in result.front
@@ -622,11 +628,11 @@ def test_a_recipe_says_how_normalisations_trained(
     monkeypatch.setattr(recovery_module, "recover", train)
     monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.8, {}), None))
     monkeypatch.setattr(
-        recovery_module, "_write", lambda *parts: kept.append(parts[2].distillation)
+        recovery_module, "_write", lambda *parts: kept.append(parts[3].distillation)
     )
     parts = {"task": SimpleNamespace(validation=None), "device": None}
     stitcher = SimpleNamespace(apply=lambda *_: None)
-    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
     problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, **parts)
     lesson = Distillation(steps=300, restarts=(30, 100), batch_norm="auto")
     goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
@@ -654,10 +660,38 @@ def test_weights_that_keep_a_floor_are_not_replaced_by_weights_that_miss_it(
     monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.91, after), None))
     monkeypatch.setattr(recovery_module, "_write", lambda *parts: None)
     stitcher = SimpleNamespace(apply=lambda *_: None)
-    trainer = SimpleNamespace(divergence=lambda model: 0.1)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
     task = SimpleNamespace(validation=None)
     problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, task=task, device=None)
     goal = Goal(ac.Measurement(1000, 2.0, 0.95), Limits(floors={"recall": 0.9}))
     given = Candidate.of({"a": ModuleConfig(4)}, Distillation(steps=10))
     parts = (problem, tmp_path, 0, given, Scores(0.9, before), goal, MIN_LOSS)
     assert recover_candidate(*parts).improved == improved
+
+
+def test_weights_of_another_candidate_are_not_those_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another study in the run folder has other candidates under the same numbers."""
+    at = Candidate.of({"a": ModuleConfig(4)}, Distillation(steps=10))
+    trained = Trained({}, {"a": torch.ones(2)}, {}, Masks({}))
+    monkeypatch.setattr(recovery_module, "recover", lambda *_: (trained, 10))
+    monkeypatch.setattr(recovery_module, "evaluate_model", lambda *_: (Scores(0.8, {}), None))
+    parts = {"task": SimpleNamespace(validation=None), "device": None}
+    stitcher = SimpleNamespace(apply=lambda *_: None)
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=3, arithmetic=torch.float32)
+    problem = SimpleNamespace(stitcher=stitcher, trainer=trainer, **parts)
+    goal = Goal(ac.Measurement(1000, 2.0, 0.9), Limits())
+    assert recover_candidate(problem, tmp_path, 7, at, Scores(0.5, {}), goal, MIN_LOSS).improved
+    other = Candidate.of({"a": ModuleConfig(3)}, at.distillation)
+    assert read_recovered(tmp_path, 7, other) is None
+    for same in (at, untrained(at)):
+        kept = read_recovered(tmp_path, 7, same)
+        assert kept is not None
+        assert kept.scores.accuracy == 0.8
+        assert kept.origin == {"seed": 3, "training_dtype": "float32"}
+    path = recovered_path(tmp_path, 7)
+    tensors, notes = read_tensors(path)
+    del notes["modules"]
+    write_tensors(path, tensors, notes)
+    assert read_recovered(tmp_path, 7, other) is not None, "an earlier version does not say"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -9,20 +11,25 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
+from autocompress.search.evaluate import recovery
+from autocompress.search.evaluate.training_plan import LongPlan
 from autocompress.search.finish.finalists import (
     Finalist,
     by_use,
     choose_finalists,
     choose_hopefuls,
     hopes_of,
+    recover_finalists,
     training_pays,
     without_disappointing,
 )
 from autocompress.search.finish.long_recovery import LongRecovery
 from autocompress.search.problem.goal import Goal
 from autocompress.search.propose.sampler import PriceSampler
+from autocompress.space.recovery import RecoverySpace
 
 BASE = Measurement(1000, 4.0, 0.9)
 GOAL = Goal(BASE, Limits())
@@ -35,7 +42,9 @@ BENCH = SimpleNamespace(
 
 
 def study(
-    *trials: tuple[int, float, float, dict[str, float]], pruned: tuple[int, ...] = ()
+    *trials: tuple[int, float, float, dict[str, float]],
+    pruned: tuple[int, ...] = (),
+    metrics: dict[str, float] | None = None,
 ) -> optuna.Study:
     """(bits, size, accuracy, constraints) each; those whose number is in `pruned` were stopped."""
     found = optuna.create_study(directions=["minimize", "minimize", "maximize"])
@@ -43,6 +52,8 @@ def study(
         trial = found.ask()
         candidate = Candidate.of({"a": ModuleConfig(weight_bits=bits)})
         trial.set_user_attr("candidate", candidate.to_json())
+        if metrics is not None:
+            trial.set_user_attr("metrics", metrics)
         for name, by in constraints.items():
             trial.set_constraint(name, by)
         if trial.number in pruned:
@@ -230,3 +241,40 @@ def test_members_of_the_front_that_recovery_would_bring_nearer_are_trained_first
     lossy = Finalist(2, Candidate(), 50, 0.5, (0.6,))
     assert by_use([good, fast, lossy], GOAL)[0] == good
     assert by_use([good, fast, lossy], GOAL, {0: 0.002, 1: 0.008, 2: 0.1}) == [fast, good, lossy]
+
+
+@pytest.mark.parametrize(
+    ("told", "after", "kept"),
+    [(0.85, 0.88, True), (0.91, 0.88, False), (0.91, 0.93, True), (None, 0.88, True)],
+    ids=["misses it anyway", "would miss it", "keeps it", "of an earlier version"],
+)
+def test_floors_of_metrics_that_are_no_objectives_count_in_the_long_recovery(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: float | None, after: float, kept: bool
+) -> None:
+    written = []
+    monkeypatch.setattr(recovery, "recover", lambda *_: (None, 30))
+    scores = Scores(0.88, {"f1": after})
+    monkeypatch.setattr(recovery, "evaluate_model", lambda *_: (scores, None))
+    monkeypatch.setattr(recovery, "_write", lambda *parts: written.append(parts[1]))
+    metrics = None if told is None else {"f1": told}
+    found = study((8, 500, 0.8, {}), metrics=metrics)
+    space = SimpleNamespace(objectives=(), recovery=RecoverySpace())
+    task = SimpleNamespace(validation=[])
+    trainer = SimpleNamespace(divergence=lambda model: 0.1, seed=0, arithmetic=None)
+    bench = SimpleNamespace(**{**vars(BENCH), "space": space, "task": task, "trainer": trainer})
+    bench.stitcher, bench.device = SimpleNamespace(apply=lambda *_: None), None
+    goal = Goal(BASE, Limits(floors={"f1": 0.9}))
+    finalists = choose_finalists(found, bench, goal)
+    plan, stop = LongPlan(30), lambda: False
+    recover_finalists(finalists, bench, found, goal, tmp_path, plan, stop, lambda *_: None)
+    assert written == ([0] if kept else [])
+    outcome = LongRecovery.read(found, 0)
+    assert outcome is not None
+    assert (outcome.reached, outcome.improved) == (0.88, kept)
+
+
+def test_hopefuls_that_miss_a_floor_after_their_recovery_are_left_out() -> None:
+    goal = Goal(BASE, Limits(floors={"f1": 0.9}))
+    one = Finalist(2, Candidate(), 100, 1.0, (0.87,), hoped=0.88, metrics={"f1": 0.91})
+    assert without_disappointing([one], goal) == [one]
+    assert without_disappointing([replace(one, metrics={"f1": 0.89})], goal) == []

@@ -19,7 +19,8 @@ from autocompress.export.artifact import RECIPE_FORMAT
 from autocompress.measure.tally import Scores
 from autocompress.results.front import read_front
 from autocompress.results.limits import Limits
-from autocompress.search.finish import float_file, front_files
+from autocompress.search.evaluate.recovery import Recovered
+from autocompress.search.finish import float_file, front_files, points
 from autocompress.search.finish.finalists import Finalist
 from autocompress.search.finish.front_files import FrontFiles
 from autocompress.search.finish.measured_file import MeasuredFile, OtherScores
@@ -207,6 +208,33 @@ def test_a_limit_that_comes_later_is_judged_by_the_files_that_are_there(files) -
     assert [p.measured.activation_bytes for p in front.points] == [7 * 400]
 
 
+@pytest.mark.parametrize("objectives", [(), ("f1",)])
+def test_a_point_that_misses_a_floor_hides_none_that_keeps_it(
+    files, monkeypatch, objectives: tuple[str, ...]
+) -> None:
+    run, recalls = front_files.run_file, {4: 0.7, 5: 0.92, 6: 0.93}
+
+    def run_file(one: Finalist, *rest) -> MeasuredFile:
+        bits = one.candidate.config("a").weight_bits
+        return replace(run(one, *rest), scores=Scores(0.9 - bits / 100, {"f1": recalls[bits]}))
+
+    monkeypatch.setattr(front_files, "run_file", run_file)
+    space = SimpleNamespace(objectives=objectives)
+    problem = SimpleNamespace(**{**vars(PROBLEM), "space": space})
+    problem.baseline = replace(BASE, metrics={"f1": 0.95})
+    everyone = [finalist(3, 4), finalist(4, 5), finalist(5, 6)]
+    for one in everyone:
+        files.made.add(one, problem, {})
+    assert [p.trial for p in read_front(files.folder).points] == ([3, 4, 5] if objectives else [3])
+    again = FrontFiles.resumed(files.folder, Limits(floors={"f1": 0.9}), lambda *_: None)
+    front, _ = again.finish(everyone, problem, {})
+    assert [p.trial for p in front.points] == ([3, 4, 5] if objectives else [4])
+    assert front.pick("smallest", floors={"f1": 0.9}).point.trial == 4
+    none = FrontFiles.resumed(files.folder, Limits(floors={"f1": 0.99}), lambda *_: None)
+    front, _ = none.finish(everyone, problem, {})
+    assert [p.trial for p in front.points] == ([3, 4, 5] if objectives else [3])
+
+
 def test_a_file_without_finite_outputs_is_left_out(files) -> None:
     with pytest.raises(NotComputableError):
         files.made.add(finalist(0, 2), PROBLEM, {})
@@ -269,6 +297,52 @@ def test_without_a_test_split_disturbed_inputs_are_run_by_a_resumed_run(files) -
     assert point.measured.left_out == {}
     part_of(files).finish([finalist(3, 6)], problem, {})
     assert files.tested == ["baseline", "0003", "baseline"]
+
+
+def test_a_test_split_that_comes_later_is_run_by_a_resumed_run(files) -> None:
+    without = SimpleNamespace(**{**vars(PROBLEM), "task": SimpleNamespace(**vars(TASK))})
+    without.task.test = None
+    real = front_files.other_scores
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (front_files, float_file):
+            patch.setattr(module, "other_scores", lambda *given: replace(real(*given), test=None))
+        files.made.finish([finalist(3, 6)], without, {})
+    assert read_front(files.folder).points[0].measured.test_accuracy is None
+    files.tested.clear()
+    front, _ = part_of(files).finish([finalist(3, 6)], PROBLEM, {})
+    assert front.points[0].measured.test_accuracy == front.baseline.test_accuracy == 0.8
+    files.tested.clear()
+    part_of(files).finish([finalist(3, 6)], PROBLEM, {})
+    assert "0003" not in files.tested
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_recipes_say_of_which_run_a_file_and_its_training_are(
+    files, monkeypatch, is_trained: bool
+) -> None:
+    """A search may go on with another seed, and export what an earlier one has trained."""
+    written = []
+    for name in ("write_package", "write_notes"):
+        monkeypatch.setattr(points, name, lambda *_: None)
+    kept = Recovered(None, Distillation(steps=9), Scores(0.9, {}), {"seed": 0})
+    monkeypatch.setattr(points, "recovered_of", lambda *_: kept)
+    monkeypatch.setattr(points, "write_recipe", lambda *given: written.append(given[-2]))
+    monkeypatch.setattr(points, "renew_recipe", lambda *given: written.append(given[-2]))
+    one = finalist(3, 6, steps=9 if is_trained else 0)
+    lowered = SimpleNamespace(papers=None, input_names=())
+    problem = SimpleNamespace(
+        builder=SimpleNamespace(lowered=lowered),
+        task=SimpleNamespace(pretrained=None, example_inputs=None),
+        target=SimpleNamespace(name="t"),
+        compressor=None,
+    )
+    places = {"task": "t", "source": None, "pretrained": None}
+    origin = {**places, "seed": 1, "threads": 2}
+    parts = (one, files.folder, 600, Scores(0.9, {}), None, None)
+    rest = (None, problem, files.folder, origin, BASE, SessionSettings())
+    points.write_papers(MeasuredFile(*parts, 1.5, True), *rest)
+    points.write_papers(MeasuredFile(*parts, None, True), *rest)
+    assert written == [{**origin, "seed": 0 if is_trained else 1}, places]
 
 
 def test_what_was_measured_stays_on_another_processor(files) -> None:
@@ -498,6 +572,20 @@ def test_milliseconds_are_of_the_settings_under_which_the_float_file_is_fastest(
     front, _ = files.made.finish([finalist(3, 6)], PROBLEM, {})
     assert front.baseline.latency_ms == 2.0, "half of what it takes under the settings of the run"
     assert front.points[0].measured.latency_ms == pytest.approx(1.5)
+
+
+def test_a_relative_limit_is_of_the_latency_that_is_shown_of_the_float_file(
+    files, monkeypatch
+) -> None:
+    real = front_files.time_front
+    monkeypatch.setattr(
+        front_files, "time_front", lambda *parts: replace(real(*parts), float_share=0.5)
+    )
+    for share, trials in ((None, [5, 0]), (0.5, [5])):
+        files.made.limits = Limits(max_latency_ms=2.0, latency_share=share)
+        files.made.add(uniform(0, 6), PROBLEM, {})
+        front, _ = files.made.finish([finalist(5, 4)], PROBLEM, {})
+        assert [p.trial for p in front.points] == trials, "1.5 ms of 2, or of half of 2"
 
 
 def test_files_are_timed_again_under_other_settings(files) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import optuna
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, Distillation, ModuleConfig
+from autocompress.results.limits import Limits
 from autocompress.search.problem.trial_record import TrialRecord, records_of
 
 CANDIDATE = Candidate.of({"a": ModuleConfig(4)}, Distillation(0.5, 2.0, 6))
@@ -81,6 +82,24 @@ def test_a_stopped_trial_has_size_and_latency_but_no_accuracy() -> None:
     assert not again.feasible
     assert again.cause == "over budget"
     assert again.divergence is None
+
+
+def test_what_was_told_under_other_limits_may_not_stand() -> None:
+    limits = Limits(max_size_bytes=1000.0, max_accuracy_drop=0.01, floors={"f1": 0.9})
+    record = replace(TrialRecord.of(0, CANDIDATE), size_bytes=1500, latency_ms=0.5)
+    over = told(replace(record, violations={"max_size": 0.5}).ended(TrialState.PRUNED, 1.0))
+    assert over.stands(limits)
+    assert not over.stands(Limits(max_size_bytes=2000.0))
+    assert over.stands(Limits(max_size_bytes=2000.0, max_latency_ms=0.4))
+    stopped = told(replace(record, limits=asdict(limits)).ended(TrialState.PRUNED, 1.0))
+    assert stopped.stands(limits)
+    assert not stopped.stands(replace(limits, floors={"f1": 0.8}))
+    assert not stopped.stands(replace(limits, max_accuracy_drop=0.02))
+    early = told(record.ended(TrialState.PRUNED, 1.0))
+    assert early.stands(Limits()), "an earlier version does not say"
+    whole = told(replace(record, qualities=(0.9,)).ended(TrialState.COMPLETE, 1.0))
+    assert whole.stands(Limits())
+    assert record.stands(Limits()), "it is still running"
 
 
 def test_a_repeat_of_trial_0_is_a_repeat() -> None:

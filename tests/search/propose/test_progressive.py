@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 import autocompress
 from autocompress import ModuleConfig, find_modules
 from autocompress.errors import LimitError
+from autocompress.results.limits import Limits
 from autocompress.search.propose.progressive import ProgressiveSampler
 from autocompress.search.propose.sampler import distributions
 from autocompress.space.search_space import BoundSpace, SearchSpace
@@ -39,12 +40,16 @@ def space(cnn_task) -> BoundSpace:
 
 
 def walk(
-    space: BoundSpace, fragile: dict[str, int], most: int = 100, study: optuna.Study | None = None
+    space: BoundSpace,
+    fragile: dict[str, int],
+    most: int = 100,
+    study: optuna.Study | None = None,
+    limits: Limits | None = None,
 ) -> tuple[optuna.Study, list[dict]]:
     """Run the strategy on a model in which a module below its `fragile` width costs too much."""
     names = list(space.kinds)
     losses = {(name, ModuleConfig(2, 8)): float(i) for i, name in enumerate(reversed(names))}
-    sampler = ProgressiveSampler(space, losses, 0.9, 0)
+    sampler = ProgressiveSampler(space, losses, 0.9, limits or Limits(), 0)
     study = study or optuna.create_study(directions=["minimize", "minimize", "maximize"])
     study.sampler = sampler
     steps = []
@@ -86,6 +91,23 @@ def test_the_walk_goes_on_where_it_stopped(space: BoundSpace) -> None:
     study, first = walk(space, {}, most=5)
     _, rest = walk(space, {}, study=study)
     assert first + rest == whole
+
+
+def test_a_step_that_was_over_an_earlier_budget_is_tried_under_a_larger_one(
+    space: BoundSpace,
+) -> None:
+    _, whole = walk(space, {})
+    study, first = walk(space, {}, most=1)
+    stopped = study.ask(distributions(space))
+    stopped.set_user_attr("row", {"size_bytes": 900.0, "latency_ms": 1.0})
+    stopped.set_constraint("max_size", 0.5)
+    study.tell(stopped, state=TrialState.PRUNED)
+    _, rest = walk(space, {}, study=study, limits=Limits(max_size_bytes=1000.0))
+    assert first + rest == whole
+    _, again = walk(space, {}, most=1, study=study, limits=Limits(max_size_bytes=8.0))
+    assert again[0][list(space.kinds)[-1]] == 8, (
+        "a step that is over a smaller budget is taken back"
+    )
 
 
 def test_candidates_keep_full_rank_and_run_on_integer_kernels(space: BoundSpace) -> None:

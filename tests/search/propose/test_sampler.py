@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from autocompress import ModuleConfig, find_modules
 from autocompress.export.prepare import prepare
@@ -34,6 +35,7 @@ from autocompress.space.search_space import BoundSpace, SearchSpace
 from autocompress.targets.kernels import KernelChoice
 from autocompress.targets.latency_model.stored_tables import cached_table
 from autocompress.targets.target import find_target
+from tests.search.propose import told_trials
 
 SPACE = {
     "modules": [
@@ -512,6 +514,20 @@ def test_prices_that_give_one_allocation_still_give_new_candidates(
     for _ in range(8):
         told(study, space, allocator)
     assert len({tuple(allocator.choices(trial.params)) for trial in study.trials}) == 8
+
+
+def test_what_was_stopped_under_other_limits_is_proposed_again(
+    parts: tuple[BoundSpace, Allocator],
+) -> None:
+    space, allocator = parts
+    sampler, point = OnePrice(space, allocator, GOAL, 0), np.zeros(8)
+    first = sampler._new_by_price(point, [], 5)
+    losses = allocator.losses(first[None])[0]
+    for limits, is_new in ((GOAL.limits, True), (Limits(None, None, 0.1), False)):
+        record = TrialRecord(0, TrialState.PRUNED, limits=asdict(limits))
+        stopped = told_trials.told(0.5, 0.5, 0.1, trial=record, choices=first, losses=losses)
+        again = sampler._new_by_price(point, [stopped], 5)
+        assert (again != first).any() == is_new
 
 
 def trained(study: optuna.Study, space: BoundSpace, allocator: Allocator) -> optuna.Trial:

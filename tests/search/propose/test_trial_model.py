@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from autocompress.candidate import Candidate
 from autocompress.results.limits import Limits
 from autocompress.search.problem.goal import Goal
 from autocompress.search.problem.trial_record import TrialRecord
@@ -45,8 +46,23 @@ def test_a_candidate_goes_on_where_it_may_add_to_the_front() -> None:
 
 
 def test_trials_over_the_limits_do_not_stand_in_the_way() -> None:
-    trials = line(40, constraints={"max_size": 0.1})
-    assert worth_finishing(trials, GOAL, 600, 1.2, SURE)
+    goal = replace(GOAL, limits=Limits(max_memory_bytes=100.0))
+    assert worth_finishing(line(40, activation_bytes=200), goal, 600, 1.2, SURE)
+    assert not worth_finishing(line(40, activation_bytes=50), goal, 600, 1.2, SURE)
+
+
+def test_limits_are_those_of_the_search_that_goes_on() -> None:
+    """The trials were told before there was a limit."""
+    trials = line(40, metrics={"f1": 0.7})
+    assert not worth_finishing(trials, GOAL, 600, 1.2, SURE)
+    floor = replace(GOAL, limits=Limits(floors={"f1": 0.75}))
+    assert worth_finishing(trials, floor, 600, 1.2, SURE)
+    memory = replace(GOAL, limits=Limits(max_memory_bytes=100.0))
+    given = [replace(one, candidate_json=Candidate().to_json()) for one in trials]
+    assert worth_finishing(given, memory, 600, 1.2, SURE, None, lambda candidate: 200)
+    assert not worth_finishing(given, memory, 600, 1.2, SURE, None, lambda candidate: 50)
+    over = line(40, constraints={"min_metric f1": 0.05}, metrics={"f1": 0.7})
+    assert not worth_finishing(over, GOAL, 600, 1.2, SURE), "it has no floor now"
 
 
 def test_one_quality_that_gains_is_enough() -> None:
@@ -56,12 +72,13 @@ def test_one_quality_that_gains_is_enough() -> None:
     """
     trials = []
     for x in np.linspace(0.001, 0.08, 40):
-        over = {"max_size": 0.1 if x < 0.06 else -0.1}
-        trials.append(trial([500.0, 1.0, 0.9, 0.8 - x], constraints=over, divergence=float(x)))
-    near = np.full(100, 0.03, np.float32)
-    assert worth_finishing(trials, BOTH, 600, 1.2, near)
+        memory = 200 if x < 0.06 else 50
+        values = [500.0, 1.0, 0.9, 0.8 - x]
+        trials.append(trial(values, activation_bytes=memory, divergence=float(x)))
+    near, limits = np.full(100, 0.03, np.float32), Limits(max_memory_bytes=100.0)
+    assert worth_finishing(trials, replace(BOTH, limits=limits), 600, 1.2, near)
     trials = [replace(one, qualities=one.qualities[:1]) for one in trials]
-    assert not worth_finishing(trials, GOAL, 600, 1.2, near)
+    assert not worth_finishing(trials, replace(GOAL, limits=limits), 600, 1.2, near)
 
 
 def model(trials: list[Told], goal: Goal, quality: int = 0) -> Model:
