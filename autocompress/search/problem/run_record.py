@@ -73,6 +73,7 @@ class RunRecord:
         notes: what was said of the task while it was checked.
         student_threads: threads with which the student was taught; None of an earlier version.
         student_seed: seed with which it was taught; None of an earlier version.
+        student_dtype: type of the arithmetic with which it was taught; None of an earlier version.
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -123,6 +124,7 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
     student_threads: int | None = None
     student_seed: int | None = None
+    student_dtype: str | None = None
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None

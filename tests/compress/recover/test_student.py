@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from autocompress import Distillation, Task
-from autocompress.compress.recover import precision
-from autocompress.compress.recover.student import on_student, taught
+from autocompress.compress.recover import precision, student
+from autocompress.compress.recover.student import on_student, taught, taught_dtype
 from autocompress.errors import RunFolderError
 from autocompress.results.tensor_files import read_tensors, write_tensors
 
@@ -99,6 +99,22 @@ def test_the_training_type_is_measured_beside_the_answers_of_teachers(
     assert earlier.exists()
     assert [path.suffix for path in (tmp_path / "precision").iterdir()] == [".json"]
     assert not list((tmp_path / "teacher").rglob("*.json"))
+
+
+def test_a_student_is_taught_in_the_same_type_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "student.safetensors"
+    assert taught_dtype(path) is None
+    monkeypatch.setattr(student, "training_dtype", lambda *given: torch.bfloat16)
+    first = taught(task_of(small()), LESSON, 0, CPU, path, None)
+    assert taught_dtype(path) == "bfloat16"
+    monkeypatch.setattr(student, "training_dtype", lambda *given: torch.float32)
+    assert not same(taught(task_of(small()), LESSON, 0, CPU, None, None).model, first.model)
+    again = taught(task_of(small()), LESSON, 0, CPU, None, None, torch.bfloat16)
+    assert same(again.model, first.model)
+    write_tensors(path, first.model.state_dict())  # as an earlier version did
+    assert taught_dtype(path) is None
 
 
 @pytest.mark.parametrize("damage", ["torn", "another"])
