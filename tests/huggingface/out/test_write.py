@@ -35,7 +35,7 @@ CONFIGS = {
     "layer.1.query": ModuleConfig(4),
     "head": ModuleConfig(8),
     "key": ModuleConfig(8, 8, group_size=32),
-    "table": ModuleConfig(4, 8),
+    "table": ModuleConfig(5, 8),
 }
 POINT = FrontPoint(7, Candidate.of(CONFIGS), MEASURED, MEASURED, "models/0007")
 PICTURE = ("batch", 3, SIDE, SIDE)
@@ -261,7 +261,7 @@ def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:
         "| `layer.*.query` (2) | weight_bits 4 |",
         "| `head` (1) | weight_bits 8 |",
         "| `key` (1) | weight_bits 7, activation_bits 8 |",
-        "| `table` (1) | weight_bits 4 |",
+        "| `table` (1) | weight_bits 5 |",
         "autocompress search model --data train.jsonl --samples 9 --target onnxruntime-cpu "
         "--trials 40 --timeout 600s --max-size 25% --min-metric f1=0.5 --seed 3",
     ):
