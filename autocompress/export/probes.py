@@ -154,7 +154,8 @@ def _write_models(
 def _read(model: bytes | str) -> ModelProto:
     """Return a graph with its weights, from its content or from the path of its files."""
     if isinstance(model, str):  # graphs with towers have their weights beside them
-        return onnx.load(model)
+        loaded: ModelProto = onnx.load(model)
+        return loaded
     if len(model) > FILE_BYTES:
         raise TargetError(
             f"probes: the float model takes {len(model) / 1e9:.1f} GB, and probes have one file "
