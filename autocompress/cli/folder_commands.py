@@ -36,7 +36,8 @@ def front_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(front.to_json(), indent=1))
     else:
-        print_front(front, known_limits(Path(arguments.folder), front))
+        limits = known_limits(Path(arguments.folder), front)
+        print_front(front.under(**limits), limits)
         print_lines([*front.left_out(), *latency_notes(Path(arguments.folder))])
     return 0
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from autocompress.measure.robustness import PARTS
-from autocompress.report.decision import recommended
+from autocompress.report.decision import recommended, use_limits
 from autocompress.report.words import own_names
 from autocompress.results.files import (
     RUN_FILE,
@@ -71,11 +71,12 @@ def read_run(folder: Path) -> RunInfo:
     Raises:
         RunFolderError: names the missing or damaged file.
     """
-    front = read_front(folder)
+    front, run = read_front(folder), read_json(folder / RUN_FILE)
+    front = front.under(**use_limits(run, front))
     trials = _rows(folder / TRIALS_FILE, TRIAL_NUMBERS, "state")
     states = _rows(folder / TRIALS_FILE, ("number",), "state")["state"].value_counts()
     return RunInfo(
-        read_json(folder / RUN_FILE),
+        run,
         front,
         trials[trials["state"] == "COMPLETE"].sort_values("number"),
         _rows(folder / SENSITIVITY_FILE, ("divergence",), "module", "config"),

@@ -158,9 +158,8 @@ class ParetoFront:
                 max_accuracy_drop (units of the metric) and floors (metric name -> least value).
 
         Returns:
-            The best point within the limits; the point that misses them least if there is none. One
-            off the front is returned where what dominates it misses a limit of memory, or of a
-            metric that is no objective.
+            The best point within the limits, of the front `under` them; the point of it that misses
+            them least if there is none.
 
         Raises:
             LimitError: a limit or `what` is unknown, or there is no point.
@@ -168,12 +167,14 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         asked = self._asked(limits)
-        within, key = self._meeting(asked), self._key(what)
+        points = self._under(asked).points
+        missed = {p.trial: self._violations(p, asked) for p in points}
+        within = [p for p in points if are_kept(missed[p.trial])]
+        key = self._key(what)
         if within:
             return Pick(min(within, key=key))
-        missed = {p.trial: self._violations(p, asked) for p in self.points}
         scale = self.baseline.accuracy_scale
-        nearest = min(self.points, key=lambda p: distance(missed[p.trial], scale))
+        nearest = min(points, key=lambda p: distance(missed[p.trial], scale))
         words = "; ".join(self._misses(nearest, asked, missed[nearest.trial]))
         return Pick(nearest, f"no point meets the limits; the nearest has {words}")
 
@@ -184,27 +185,38 @@ class ParetoFront:
             limits: as `pick`.
 
         Returns:
-            The points by growing size, as `pick` looks at them; none if no point meets the limits.
+            The points by growing size; none if no point meets the limits.
 
         Raises:
             LimitError: a limit is unknown or no number.
         """
-        return self._meeting(self._asked(limits))
+        asked = self._asked(limits)
+        points = self._under(asked).points
+        return tuple(p for p in points if are_kept(self._violations(p, asked)))
 
-    def _meeting(self, asked: Limits) -> tuple[FrontPoint, ...]:
-        """Return the points that meet limits, by growing size.
+    def under(self, **limits: Any) -> ParetoFront:
+        """Return the same points, split by dominance under some limits.
 
-        Points off the front are among them where they alone keep a limit of memory, or of a metric
-        that is no objective: those that dominate them may miss it.
+        A point that misses a limit of memory, or of a metric that is no objective, hides none that
+        keeps it, and counts as dominated. Other limits change nothing.
+
+        Args:
+            limits: as `pick`.
+
+        Returns:
+            The front; the same one where no point keeps such a limit.
+
+        Raises:
+            LimitError: a limit is unknown or no number.
         """
+        return self._under(self._asked(limits))
 
-        def meeting(points: Sequence[FrontPoint]) -> list[FrontPoint]:
-            return [p for p in points if are_kept(self._violations(p, asked))]
-
-        if asked.beside(self.objectives) == Limits():
-            return tuple(meeting(self.points))
-        met = meeting((*self.points, *self.dominated))
-        return ParetoFront.of(self.baseline, met, self.objectives).points
+    def _under(self, asked: Limits) -> ParetoFront:
+        others, everyone = asked.beside(self.objectives), (*self.points, *self.dominated)
+        over = {p.trial for p in everyone if not are_kept(self._violations(p, others))}
+        if others == Limits() or len(over) == len(everyone):
+            return self
+        return ParetoFront.of(self.baseline, everyone, self.objectives, over)
 
     def _asked(self, limits: Mapping[str, Any]) -> Limits:
         check_pick(limits, self.baseline.metrics)

@@ -201,10 +201,11 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
         with all_threads(settings.workers):
             learner = taught_task(task, bound, settings.seed, request.device, folder)
     # A student of an earlier part of the run was taught with the threads and the seed of that.
-    threads, seed = processors(), settings.seed
+    threads: int | None = processors()
+    seed = settings.seed
     if was_taught and earlier is not None:
-        threads, seed = earlier.student_threads, earlier.student_seed
-        seed = earlier.seed if seed is None else seed
+        threads = earlier.student_threads
+        seed = earlier.seed if earlier.student_seed is None else earlier.student_seed
     known = None if earlier is None else earlier.float_files
     place = (request.space, request.target, request.device, request.module_map)
     problem = open_problem(task, learner, *place, settings, folder / TABLE_FILE, known, setup)

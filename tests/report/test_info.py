@@ -45,6 +45,22 @@ def test_what_is_shown(run: Path) -> None:
     assert predictions(info).check_mape == 0.045
 
 
+def test_the_point_that_keeps_a_floor_is_shown_where_a_better_one_misses_it(
+    run: Path, front: ParetoFront
+) -> None:
+    first = front.points[0]
+    m = replace(first.measured, metrics={"f1": 0.7})
+    worse = replace(m, size_bytes=m.size_bytes + 1, metrics={"f1": 0.9})
+    points = [replace(first, measured=m), replace(first, trial=99, measured=worse)]
+    baseline = replace(front.baseline, metrics={"f1": 0.95})
+    found = ParetoFront.of(baseline, points)
+    assert [point.trial for point in found] == [first.trial]
+    write_json(run / "front.json", found.to_json())
+    content = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {**content, "limits": {"floors": {"f1": 0.8}}})
+    assert [point.trial for point in read_run(run).front] == [99]
+
+
 def test_a_repeated_header_is_no_trial(run: Path) -> None:
     whole = read_run(run)
     for name in ("trials.csv", "sensitivity.csv"):

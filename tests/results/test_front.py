@@ -83,6 +83,9 @@ def test_a_point_that_keeps_a_floor_is_found_behind_one_that_misses_it() -> None
     assert found.within(floors={"f1": 0.85}) == (worse,), "it dominates the largest"
     assert found.pick("smallest", floors={"f1": 0.99}).point == better
     assert found.within(floors={"f1": 0.99}) == ()
+    under = found.under(floors={"f1": 0.85}, max_size_bytes=10.0)
+    assert (trials(under), trials(under.dominated)) == ([4], [5, 3])
+    assert found.under(floors={"f1": 0.99}) is found.under(max_size_bytes=10.0) is found
     objective = front_of(better, largest, worse, objectives=("f1",))
     assert trials(objective) == [3, 4, 5]
     assert trials(objective.within(floors={"f1": 0.85})) == [4, 5]

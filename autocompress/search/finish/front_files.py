@@ -39,7 +39,6 @@ from autocompress.search.finish.measured_file import (
 from autocompress.search.finish.points import (
     errors_of,
     folder_name,
-    over_others,
     parts_of,
     point_of,
     worth_showing,
@@ -260,9 +259,9 @@ class FrontFiles:
             )
         for number, file in self._files.items():
             self._files[number] = _moved(file, models)
-        kept = self._kept(baseline)
-        aside = over_others(kept, self.limits, objectives)
-        front = ParetoFront.of(baseline, kept, objectives, aside)
+        front = ParetoFront.of(baseline, self._kept(baseline), objectives)
+        # What is measured may miss a limit that the simulation kept, or that came later.
+        front = front.under(**self.limits.pick_limits())
         write_json(self.folder / FRONT_FILE, front.to_json())
         return front
 

@@ -82,31 +82,6 @@ def worth_showing(
     ]
 
 
-def over_others(
-    points: Sequence[FrontPoint], limits: Limits, objectives: Collection[str]
-) -> set[int]:
-    """Return the trials whose points miss a limit of what is no objective: memory, or a metric.
-
-    A resumed run may have got the limit, and what is measured may miss one that was kept in the
-    simulation. Such a point must not hide one that keeps the limit.
-
-    Args:
-        points: of all files that are shown.
-        limits: absolute limits.
-        objectives: extra metrics that are objectives.
-
-    Returns:
-        Numbers of trials; none if all points miss such a limit.
-    """
-    others, over = limits.beside(objectives), set()
-    for point in points:
-        m = point.measured
-        parts = (m.size_bytes, m.latency_ms, None, m.metrics, m.activation_bytes)
-        if not are_kept(others.violations(*parts)):
-            over.add(point.trial)
-    return over if len(over) < len(points) else set()
-
-
 def point_of(
     file: MeasuredFile,
     rest: OtherScores,

@@ -137,10 +137,10 @@ class ProgressiveSampler(BaseSampler):
                 return None, accepted
             for name in movable:
                 step = {**accepted, name: accepted[name] + 1}
-                record = outcome(step)
-                if record is None:
+                ended_step = outcome(step)
+                if ended_step is None:
                     return step, accepted
-                if self._holds(record):
+                if self._holds(ended_step):
                     accepted = step
                 else:
                     frozen.add(name)
