@@ -153,15 +153,14 @@ def _write_models(
 
 def _read(model: bytes | str) -> ModelProto:
     """Return a graph with its weights, from its content or from the path of its files."""
-    if isinstance(model, str):  # graphs with towers have their weights beside them
-        loaded: ModelProto = onnx.load(model)
-        return loaded
-    if len(model) > FILE_BYTES:
+    is_path = isinstance(model, str)  # graphs with towers have their weights beside them
+    if not is_path and len(model) > FILE_BYTES:
         raise TargetError(
             f"probes: the float model takes {len(model) / 1e9:.1f} GB, and probes have one file "
             "for it, which holds 2 GB; nearest: autocompress profile on the device"
         )
-    return ModelProto.FromString(model)
+    proto: ModelProto = onnx.load(model) if is_path else ModelProto.FromString(model)
+    return proto
 
 
 def _write_flat(folder: Path, role: str, sources: Sequence[Source]) -> list[str]:
