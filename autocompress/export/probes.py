@@ -153,13 +153,14 @@ def _write_models(
 
 def _read(model: bytes | str) -> ModelProto:
     """Return a graph with its weights, from its content or from the path of its files."""
-    is_path = isinstance(model, str)  # graphs with towers have their weights beside them
-    if not is_path and len(model) > FILE_BYTES:
+    if isinstance(model, str):  # graphs with towers have their weights beside them
+        return onnx.load(model)
+    if len(model) > FILE_BYTES:
         raise TargetError(
             f"probes: the float model takes {len(model) / 1e9:.1f} GB, and probes have one file "
             "for it, which holds 2 GB; nearest: autocompress profile on the device"
         )
-    proto: ModelProto = onnx.load(model) if is_path else ModelProto.FromString(model)
+    proto: ModelProto = ModelProto.FromString(model)
     return proto
 
 
