@@ -13,11 +13,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import ModelProto, TensorProto
 from onnx.external_data_helper import set_external_data
 
 import autocompress.targets.device
 from autocompress.errors import TargetError
+from autocompress.measure.size import FILE_BYTES
 from autocompress.results.files import write_atomic, write_json
 from autocompress.targets.device.job import FEED_FILE, PROBES_FILE
 from autocompress.targets.device.litert.nodes import profile_digest
@@ -63,7 +65,8 @@ def export_probes(subject: Subject, target: Target, folder: Path, seed: int = 0)
 
     Raises:
         RunFolderError: a file cannot be written.
-        TargetError: the target runs .tflite files on a device whose latency is computed.
+        TargetError: the target runs .tflite files on a device whose latency is computed, or the
+            float model is too large.
     """
     if target.litert and target.figures is not None:
         raise TargetError(
@@ -127,9 +130,7 @@ def _write_models(
     """
     written = []
     for i, source in enumerate(sources):
-        content = source()
-        assert isinstance(content, bytes)
-        proto = ModelProto.FromString(content)
+        proto = _read(source())
         read = dict.fromkeys(NOISE_FILES, 0)
         for tensor in proto.graph.initializer:
             # Only weights of two or more dimensions become noise: variances stay what they are.
@@ -148,6 +149,19 @@ def _write_models(
         written.append(f"{role}{i:03d}.onnx")
         write_atomic(folder / written[-1], proto.SerializeToString())
     return written
+
+
+def _read(model: bytes | str) -> ModelProto:
+    """Return a graph with its weights, from its content or from the path of its files."""
+    if isinstance(model, str):  # graphs with towers have their weights beside them
+        return onnx.load(model)
+    if len(model) > FILE_BYTES:
+        raise TargetError(
+            f"probes: the float model takes {len(model) / 1e9:.1f} GB, and probes have one file "
+            "for it, which holds 2 GB; nearest: autocompress profile on the device"
+        )
+    proto: ModelProto = ModelProto.FromString(model)
+    return proto
 
 
 def _write_flat(folder: Path, role: str, sources: Sequence[Source]) -> list[str]:

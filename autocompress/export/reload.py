@@ -187,7 +187,9 @@ def _graph_again(folder: Path, recipe: dict[str, Any], task: Task) -> tuple[Buil
     threads = torch.get_num_threads()
     torch.set_num_threads(int(origin.get("student_threads", threads)))
     seed = origin.get("student_seed", origin["seed"])
-    learner = taught(task, lesson, seed, torch.device("cpu"), None, None)
+    known = origin.get("student_dtype")  # not in recipes of earlier versions
+    dtype = None if known is None else getattr(torch, known)
+    learner = taught(task, lesson, seed, torch.device("cpu"), None, None, dtype)
     torch.set_num_threads(threads)
     module_map = find_modules(learner.model, learner.example_inputs, learner.towers)
     method = origin.get("activation_range", ACTIVATION_RANGE)

@@ -139,6 +139,7 @@ def layout_of(builder: Builder) -> Layout:
         builder.edges,
         builder.multiples,
         builder.joined,
+        builder.lowered.operators,
     )
 
 

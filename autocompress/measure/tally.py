@@ -112,6 +112,8 @@ class Tally:
 
         Raises:
             TaskError: an output has no row per sample.
+            NotComputableError: the output of a sample is NaN throughout. Many metrics take that
+                for a class.
             UserCodeError: an accumulator fails.
         """
         for output in outputs.values():
@@ -119,6 +121,12 @@ class Tally:
                 raise TaskError(
                     "task: a batch gives an output of shape (); "
                     f"expected a row per sample, not one number like {float(output):.3g}"
+                )
+            undefined = _undefined(output)
+            if undefined:
+                raise NotComputableError(
+                    f"task: the outputs of {undefined} of {len(output)} samples of a batch are "
+                    "NaN; expected numbers, as metrics take NaN for a class"
                 )
         self.samples += len(outputs[""])
         for reading, running in self._judges:
@@ -171,6 +179,15 @@ class Tally:
                 values.append(_score(reading, outputs[reading.output], reading.target(targets)))
         names = [reading.name for reading, _ in self._judges[1:]]
         return Scores(values[0], dict(zip(names, values[1:], strict=True)))
+
+
+def _undefined(output: Tensor) -> int:
+    """Return the number of samples whose output is NaN throughout."""
+    if not output.is_floating_point() or not output.numel():
+        return 0
+    rows = output.reshape(len(output), -1)
+    rows = rows[rows[:, 0].isnan()]
+    return int(rows.isnan().all(1).sum())
 
 
 def _score(reading: Reading, outputs: Outputs, targets: Any) -> float:

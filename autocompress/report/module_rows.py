@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autocompress.candidate import ModuleConfig
+from autocompress.integer_form import IntegerForm
 from autocompress.report.info import RunInfo
 from autocompress.results.front_point import FrontPoint
 
@@ -35,6 +37,7 @@ class ModuleFacts(NamedTuple):
         shape: of its weight, such as "256 x 64", "" if not known.
         parameters: None if not known.
         milliseconds: of the float file's latency; None if not known.
+        integer_form: of its weights on an integer kernel, "" if not known.
     """
 
     name: str
@@ -43,6 +46,7 @@ class ModuleFacts(NamedTuple):
     shape: str = ""
     parameters: int | None = None
     milliseconds: float | None = None
+    integer_form: str = ""
 
     @property
     def block(self) -> str:
@@ -98,7 +102,7 @@ def module_facts(info: RunInfo) -> list[ModuleFacts]:
         own = name.partition(".")[0] if "." in name else "model"
         shape = " x ".join(map(str, row.get("shape", [])))
         place = (row.get("tower", own), row.get("kind", ""), shape, row.get("parameters"))
-        facts.append(ModuleFacts(name, *place, times.get(name)))
+        facts.append(ModuleFacts(name, *place, times.get(name), row.get("integer_form", "")))
     return facts
 
 
@@ -168,7 +172,7 @@ def rows_of_point(
         rows: from `module_rows`.
         facts: of all modules.
     """
-    configs = [point.candidate.config(module.name) for module in facts]
+    configs = [_stored(point.candidate.config(module.name), module) for module in facts]
     weights = np.array([module.parameters or 1 for module in facts], dtype=float)
     columns: dict[str, list[Any]] = {}
     for axis, untouched in AXES.items():
@@ -182,6 +186,16 @@ def rows_of_point(
     more = [_more(config.to_json()) for config in configs]
     columns["more"] = [more[row.members[0]] if row.is_module else "" for row in rows]
     return columns
+
+
+def _stored(config: ModuleConfig, module: ModuleFacts) -> ModuleConfig:
+    """Return what a file holds of a config, as far as the run tells the module's kernel."""
+    if not module.kind:
+        return config
+    config = config.executed(module.kind)
+    if not module.integer_form:
+        return config
+    return config.for_kernel(module.kind, IntegerForm(module.integer_form))
 
 
 def _means(

@@ -19,7 +19,7 @@ import torch
 
 from autocompress.cache import cache_folder
 from autocompress.compress.recover.sequences import check_causal
-from autocompress.compress.recover.student import on_student, taught
+from autocompress.compress.recover.student import on_student, taught, taught_dtype
 from autocompress.errors import LimitError, RunFolderError, TaskError, nearest_name
 from autocompress.export.genai.source import check_decoder
 from autocompress.measure.prepare import prepared
@@ -213,6 +213,7 @@ def open_search(request: Request, settings: Settings, folder: Path, setup: Setup
     limits = absolute_limits(problem, request.limits)
     run = RunRecord.of(task, settings, problem, limits)
     run = replace(run, notes=request.notes, student_threads=threads, student_seed=seed)
+    run = replace(run, student_dtype=taught_dtype(folder / STUDENT_FILE))
     if earlier is not None and earlier.space["digest"] != problem.space.digest:
         raise RunFolderError(
             f"{folder}: holds a search over another space, or by an earlier version; choose "
@@ -262,7 +263,8 @@ def measure_latencies(
     run = RunRecord.of(request.task, settings, problem, limits)
     threads, seed = opened.run.student_threads, opened.run.student_seed
     run = replace(run, notes=request.notes, student_threads=threads, student_seed=seed)
-    run = replace(run, judged=judged_by(problem, earlier))
+    dtype = opened.run.student_dtype
+    run = replace(run, judged=judged_by(problem, earlier), student_dtype=dtype)
     run.save(folder, earlier)
     for line in setup_lines(problem, run.time):
         progress.line(line)
@@ -374,7 +376,7 @@ def taught_task(
         The task itself where it has no student.
     """
     lesson, weights = space.recovery.student_lesson(), folder / STUDENT_FILE
-    return taught(task, lesson, seed, device, weights, cache_folder() / "teacher")
+    return taught(task, lesson, seed, device, weights, cache_folder())
 
 
 def absolute_limits(problem: Problem, relative: Mapping[str, Any]) -> Limits:

@@ -17,7 +17,7 @@ from autocompress.targets.device.profiler import NodeTime, profile_nodes
 from autocompress.targets.device.sessions import SessionSettings
 from autocompress.targets.figures import Figures
 
-RULES = 3  # version of how operators are counted; cached tables of another one are not used
+RULES = 4  # version of how operators are counted; cached tables of another one are not used
 # After fusions but before layouts for this machine's processor, as a device's compiler would begin.
 LEVEL = "EXTENDED"
 BYTES = {
@@ -113,8 +113,11 @@ def node_operations(node: NodeTime) -> tuple[float, bool]:
     outputs = float(prod(node.outputs[0][1])) if node.outputs else 0.0
     large = [(kind, shape) for kind, shape in node.inputs if len(shape) >= 2]
     if "Conv" in node.operator and len(large) >= 2:
-        kind, shape = large[1]  # (out, in / groups, *kernel)
-        return 2 * outputs * prod(shape[1:]), kind in INTEGERS
+        # (out, in / groups, *kernel), each for one output; of a transposed convolution
+        # (in, out / groups, *kernel), each for one input.
+        kind, shape = large[1]
+        products = prod(large[0][1]) if "Transpose" in node.operator else outputs
+        return 2.0 * products * prod(shape[1:]), kind in INTEGERS
     if node.operator in RECURRENT and len(large) >= 3:
         steps, batch = large[0][1][:2]
         return 2.0 * steps * batch * sum(prod(shape) for _, shape in large[1:3]), False

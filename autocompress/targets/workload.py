@@ -76,6 +76,7 @@ class Layout:
             operators; the producer of a graph input is "".
         multiples: multiple of channels that kernels run fastest on, by kind of module.
         joined: modules that one kernel computes where all are packed in the same form.
+        operators: hash of the operators of the model's graph, those around the modules too.
     """
 
     module_map: ModuleMap
@@ -87,15 +88,19 @@ class Layout:
     edges: tuple[tuple[str, str], ...]
     multiples: Mapping[str, int] = field(default_factory=dict)
     joined: tuple[tuple[str, ...], ...] = ()
+    operators: str = ""
     _forms: dict[tuple[str, ModuleConfig], str] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     @cached_property
     def digest(self) -> str:
-        """Return a hash of the model's structure: names, kernels, sizes and channel groups."""
+        """Return a hash of the model's structure.
+
+        It is of names, kernels, sizes, channel groups and operators.
+        """
         content = [(m.name, self.signatures[m.name], m.positions, m.group) for m in self.module_map]
-        parts = (content, self.joined) if self.joined else content
+        parts = (content, self.joined, self.operators)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from autocompress import Candidate, find_modules
 from autocompress.errors import TargetError
@@ -99,6 +102,34 @@ def test_there_is_no_pytorch_where_they_are_measured(device: Path) -> None:
             check=False,
         )
         assert f"No module named '{name}'" in done.stderr
+
+
+def test_a_graph_whose_weights_lie_beside_it_is_written_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.arange(64.0 * 64, dtype=np.float32).reshape(64, 64)
+    small = np.ones(3, np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(small, "unused")],
+    )
+    model = helper.make_model(graph)
+    content, path = model.SerializeToString(), tmp_path / "apart.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="apart.data", size_threshold=100)
+    written = []
+    for place, source in (("whole", content), ("apart", str(path))):
+        (tmp_path / place).mkdir()
+        needed = dict.fromkeys(probes.NOISE_FILES, 0)
+        probes._write_models(tmp_path / place, "baseline", [lambda found=source: found], needed)
+        assert needed == {"float": 64 * 64 * 4, "half": 0, "bytes": 0}
+        written.append((tmp_path / place / "baseline000.onnx").read_bytes())
+    assert written[0] == written[1]
+    monkeypatch.setattr(probes, "FILE_BYTES", 1000)
+    with pytest.raises(TargetError, match=r"the float model takes 0\.0 GB, and probes have one"):
+        probes._read(content)
 
 
 def test_what_was_measured_there_serves_as_a_table_here(subject: Subject, measured: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_model_is_made_plain_with_the_threads_of_the_search(
     assert torch.get_num_threads() == before
 
 
-def test_a_student_is_taught_with_the_threads_and_the_seed_that_it_had(
+def test_a_student_is_taught_with_the_threads_the_seed_and_the_type_that_it_had(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A search with several workers teaches it with all threads, and computes with a share.
@@ -251,13 +251,18 @@ def test_a_student_is_taught_with_the_threads_and_the_seed_that_it_had(
     before = torch.get_num_threads()
     threads = {"threads": before + 1, "student_threads": before + 2}
     seeds = {"seed": 1, "student_seed": 7}
-    origin = {**threads, **seeds, "student": Distillation(steps=3).to_json()}
+    origin = {
+        **threads,
+        **seeds,
+        "student_dtype": "bfloat16",
+        "student": Distillation(steps=3).to_json(),
+    }
     recipe = {"candidate": Candidate().to_json(), "kernels": {}, "origin": origin}
     seen = []
 
     def teach(task: Task, lesson: Distillation, seed: int, *rest: object) -> Task:
         seen.append(torch.get_num_threads())
-        assert seed == 7
+        assert (seed, rest[-1]) == (7, torch.bfloat16)
         return task
 
     def stop(*rest: object) -> None:

@@ -135,3 +135,17 @@ def test_scores_are_compared_in_other_batches() -> None:
             assert not keeps_scores(task, scores, failing)
     task = task_of(metric=total)
     assert keeps_scores(task, tally_of(task, *whole).scores(), None), "they are not read"
+
+
+def test_samples_of_nan_alone_are_refused_whatever_the_metric() -> None:
+    task = task_of(metric=lambda outputs, targets: float((outputs.argmax(1) == 0).float().mean()))
+    outputs = X.clone()
+    outputs[2, 1:] = torch.nan
+    outputs[3] = -torch.inf
+    assert tally_of(task, ({"": outputs}, X)).scores().accuracy < 1
+    outputs[2, 0] = torch.nan
+    with pytest.raises(NotComputableError, match="outputs of 1 of 6 samples of a batch are NaN"):
+        tally_of(task, ({"": outputs}, X))
+    tally_of(task, ({"": X[:0]}, X[:0]), ({"": X.long()}, X))
+    with pytest.raises(NotComputableError, match="outputs of 3 of 6"):
+        tally_of(task, ({"": torch.tensor([1.0, torch.nan] * 2 + [torch.nan, 0.0])[:6]}, X))

@@ -113,3 +113,20 @@ def test_hundreds_of_modules_have_few_rows_on_top(tmp_path: Path) -> None:
     assert sum(row.is_module for row in rows) == 300
     assert sum(row.depth == 1 and not row.is_module for row in rows) == 50
     assert len({(row.depth, row.name) for row in rows}) == len(rows)
+
+
+def test_bits_and_groups_are_those_of_the_file(front: ParetoFront) -> None:
+    rows = [
+        {"module": "m.a", "kind": "linear", "integer_form": "reduced"},
+        {"module": "m.b", "kind": "linear", "integer_form": "unsigned"},
+        {"module": "m.c", "kind": "embedding", "integer_form": "reduced"},
+        {"module": "m.d", "kind": "linear"},  # of an earlier version
+    ]
+    facts = module_facts(info(front, {"modules": rows}))[:4]
+    configs = {module.name: ModuleConfig(8, 8, group_size=32) for module in facts}
+    measured = Measurement(1500, 1.0, 0.9)
+    point = FrontPoint(9, Candidate.of(configs), measured, measured, "")
+    columns = rows_of_point(point, module_rows(facts), facts)
+    assert columns["weight_bits"][1:] == [7.0, 8.0, 8.0, 8.0]
+    assert columns["activation_bits"][1:] == [8.0, 8.0, None, 8.0]
+    assert columns["more"][1:] == ["", "", "group size 32", "group size 32"]

@@ -76,6 +76,14 @@ def test_convolutions_count_their_groups() -> None:
         "Conv", {"x": (1, 8, 10, 10)}, {"w": np.ones((8, 1, 3, 3), np.float32)}, group=8
     )
     assert node_operations(depthwise) == (2 * 8 * 8 * 8 * 9, False)
+    up = one(
+        "ConvTranspose",
+        {"x": (1, 8, 6, 6)},
+        {"w": np.ones((8, 16, 2, 2), np.float32)},
+        strides=[2, 2],
+    )
+    assert up.outputs[0][1] == (1, 16, 12, 12)
+    assert node_operations(up) == (2 * 8 * 16 * 12 * 12, False), "each output has one product"
     lstm = NodeTime(
         "LSTM",
         ("y",),

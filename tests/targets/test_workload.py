@@ -140,8 +140,9 @@ def test_the_digest_is_of_the_structure() -> None:
         layout(module_map=replace(MAP, modules=MODULES[:3])),
         layout(signatures={**layout().signatures, "a": "linear 16x8 bias"}),
         layout(module_map=replace(MAP, modules=(*MODULES[:3], replace(TABLE, positions=5)))),
+        layout(operators="of another graph"),
     ]
-    assert len({layout().digest, *(other.digest for other in others)}) == 4
+    assert len({layout().digest, *(other.digest for other in others)}) == 5
 
 
 def test_integer_forms_are_named_by_module() -> None:

@@ -38,7 +38,7 @@ from autocompress.results.tensor_files import read_tensors, tensor_bytes
 
 DISK_BYTES = 2 << 30
 LIBRARY_BYTES = 512_000_000
-FORMAT = "9"  # part of every key; raised when the arithmetic of a variant changes
+FORMAT = "10"  # part of every key; raised when the arithmetic of a variant changes
 
 
 def shrink(weight: Tensor, out: Mask | None, into: Mask | None) -> Tensor:
@@ -168,7 +168,8 @@ class VariantLibrary:
     ) -> Variant:
         weight = self.float_weight(name, config, masks, factors)
         seen = factor_statistics(weight.seen, weight.factors)
-        gradients = self._gradients(name, config, masks) if len(weight.factors) == 1 else None
+        is_whole = len(weight.factors) == 1
+        gradients = self._gradients(name, config, masks, factors) if is_whole else None
         config, largest = self._integers(name, config)
         last = len(weight.factors) - 1
         stored = tuple(
@@ -222,8 +223,10 @@ class VariantLibrary:
         out, into = masks.of(name, "out"), masks.of(name, "in")
         # What is looked up must not make up for columns that a head loses.
         seen = self._seen(name) if into is None else self.evidence.statistics.get(name)
-        if seen is not None and (factors is not None or len(seen.gram) > 1):
-            seen = seen.of(None, factors).of_groups(out)
+        if seen is not None and factors is not None:
+            seen = seen.of(None, factors)
+        if seen is not None and len(seen.gram) > 1:  # a pruned row takes its group with it
+            seen = seen.of_groups(out)
         weight = shrink(weight, out, None)
         if into is not None:
             columns = torch.from_numpy(into).repeat_interleave(weight[0, 0].numel())
@@ -252,8 +255,13 @@ class VariantLibrary:
                     return statistics[other].with_lookups()
         return None
 
-    def _gradients(self, name: str, config: ModuleConfig, masks: Masks) -> Gradients | None:
-        """Return gradients of the elements that are left, if the config's zeros need them."""
+    def _gradients(
+        self, name: str, config: ModuleConfig, masks: Masks, factors: Tensor | None
+    ) -> Gradients | None:
+        """Return gradients of the elements that are left, if the config's zeros need them.
+
+        A weight that smoothing multiplies by a factor has the gradient divided by it.
+        """
         if (
             config.sparsity <= 0
             or config.sparsity_criterion not in NEEDS_GRADIENTS
@@ -261,10 +269,11 @@ class VariantLibrary:
         ):
             return None
         whole = self.evidence.gradients[name]
+        mean, square = whole.mean, whole.square
+        if factors is not None:
+            mean, square = mean / factors, square / factors.square()
         out, into = masks.of(name, "out"), masks.of(name, "in")
-        return replace(
-            whole, mean=shrink(whole.mean, out, into), square=shrink(whole.square, out, into)
-        )
+        return replace(whole, mean=shrink(mean, out, into), square=shrink(square, out, into))
 
     def bias(self, name: str, out: Mask | None) -> Tensor | None:
         """Return the kept part of a module's bias.

@@ -19,6 +19,8 @@ from autocompress.results.tensor_files import read_tensors, write_tensors
 from autocompress.task.copies import copied, named_state, set_state
 from autocompress.task.task import Task
 
+DTYPE = "training_dtype"  # in the header of the file of trained weights
+
 
 def on_student(task: Task) -> Task:
     """Return the task with its student in the model's place.
@@ -40,7 +42,8 @@ def taught(
     seed: int,
     device: torch.device,
     path: Path | None,
-    cache: Path | None,
+    caches: Path | None,
+    dtype: torch.dtype | None = None,
 ) -> Task:
     """Return `on_student(task)` with a student that was distilled from the task's model.
 
@@ -51,7 +54,9 @@ def taught(
         device: device of the training.
         path: file of the trained weights, read if it exists; an interrupted training resumes from a
             checkpoint beside it. None for none.
-        cache: folder of the teacher's answers; None for none.
+        caches: folder of all caches, which hold the teacher's answers and the measurement of the
+            training type; None for none.
+        dtype: of the training; None measures which one is fast.
 
     Returns:
         A task whose model is the trained student, on the CPU.
@@ -77,8 +82,11 @@ def taught(
         return learner
     original = copied(task.model, device, shares_weights=True)
     student = learner.model.to(device)
-    teacher = Teacher(task, original, device, cache, (lesson.temperature,))
-    trainer = Trainer(task, teacher, training_dtype(learner, student, device, cache), seed)
+    answers, timings = (None if caches is None else caches / n for n in ("teacher", "precision"))
+    teacher = Teacher(task, original, device, answers, (lesson.temperature,))
+    if dtype is None:
+        dtype = training_dtype(learner, student, device, timings)
+    trainer = Trainer(task, teacher, dtype, seed)
     matcher = None
     if lesson.features > 0 and task.matched_modules:
         matcher = prepared_matcher(trainer, student, task.matched_modules, Masks({}))
@@ -90,6 +98,18 @@ def taught(
             matcher.remove()
     student.cpu()
     if path is not None:
-        write_tensors(path, named_state(student))
+        write_tensors(path, named_state(student), {DTYPE: str(dtype).removeprefix("torch.")})
         path.with_suffix(".checkpoint").unlink(missing_ok=True)
     return learner
+
+
+def taught_dtype(path: Path) -> str | None:
+    """Return the floating-point type that a student was trained in, such as "bfloat16".
+
+    Args:
+        path: file of the trained weights, from `taught`.
+
+    Returns:
+        None without a file, or for one of an earlier version, which does not say it.
+    """
+    return read_tensors(path)[1].get(DTYPE) if path.is_file() else None

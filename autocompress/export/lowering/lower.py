@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,27 @@ class LoweredModel:
         del shell.graph.node[:]
         del shell.graph.initializer[:]
         return shell
+
+    @cached_property
+    def operators(self) -> str:
+        """Return a hash of all that the graph computes, but for the values of weights.
+
+        It is of the nodes in their order, their attributes, the shapes of constants, and the
+        values of constants that hold shapes. Names of tensors play no part.
+        """
+        known: dict[str, Any] = {name: tuple(one.shape) for name, one in self.weights.items()}
+        for tensor in self.proto.graph.initializer:
+            holds_shape = tensor.data_type == TensorProto.INT64 and len(tensor.dims) <= 1
+            values = numpy_helper.to_array(tensor).tolist() if holds_shape else None
+            known[tensor.name] = tensor.data_type, tuple(tensor.dims), values
+        digest = hashlib.sha256()
+        for node in self.proto.graph.node:
+            attributes = sorted(one.SerializeToString(deterministic=True) for one in node.attribute)
+            ends = [
+                name and known.setdefault(name, len(known)) for name in (*node.input, *node.output)
+            ]
+            digest.update(repr((node.domain, node.op_type, attributes, ends)).encode())
+        return digest.hexdigest()
 
     def upper_end(self, site: Site) -> float:
         """Return the upper end of the Clip that follows a convolution.

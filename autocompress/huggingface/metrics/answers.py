@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.huggingface.metrics.classes import classes_of
+
 LONGEST = 30  # tokens of an answer
 
 
@@ -52,7 +54,7 @@ def predicted(logits: Tensor, answer: Answer) -> str:
     possible = torch.ones(count, count, dtype=torch.bool).triu().tril(LONGEST - 1)
     possible &= inside[:, None] & inside[None, :]
     scores = scores.masked_fill(~possible, -torch.inf)
-    best = int(scores.argmax())
+    best = int(classes_of(scores.flatten()))
     if not possible.any() or (answer.may_be_empty and start[0] + end[0] > scores.flatten()[best]):
         return ""
     first, last = answer.offsets[best // count], answer.offsets[best % count]
@@ -138,7 +140,7 @@ class SpanAgreement:
             targets: (n, 2) positions of the float model under "logits".
         """
         for logits, wanted in zip(outputs, targets["logits"], strict=True):
-            self.same += bool((logits.argmax(-1) == wanted).all())
+            self.same += bool((classes_of(logits) == wanted).all())
             self.count += 1
 
     def compute(self) -> float:

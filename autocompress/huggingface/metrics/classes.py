@@ -16,12 +16,43 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autocompress.errors import NotComputableError
 from autocompress.huggingface.extra import library
 from autocompress.task.outputs import IGNORED
 
 SCORES = "metrics of classes"
 Array = NDArray[Any]
 Rows = Tensor | Sequence[Tensor]
+
+
+def classes_of(logits: Tensor, dim: int = -1) -> Tensor:
+    """Return the numbers of the largest logits.
+
+    Args:
+        logits: with a dimension of classes.
+        dim: that dimension.
+
+    Returns:
+        Of the shape of `logits` without it.
+
+    Raises:
+        NotComputableError: a logit is NaN, which `argmax` takes for the largest one.
+    """
+    check_numbers(logits)
+    return logits.argmax(dim)
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Refuse logits that are no numbers.
+
+    Args:
+        logits: of any shape.
+
+    Raises:
+        NotComputableError: a logit is NaN.
+    """
+    if bool(logits.isnan().any()):
+        raise NotComputableError("task: an output is NaN where the metric needs a number")
 
 
 class Accuracy:
@@ -38,9 +69,10 @@ class Accuracy:
             targets: (n,) classes, or (n, classes) of 0 and 1.
         """
         if targets.dim() == 2:
+            check_numbers(outputs)
             right = ((outputs > 0) == (targets > 0.5)).all(1)
         else:
-            right = outputs.argmax(-1) == targets
+            right = classes_of(outputs) == targets
         self.right += int(right.sum())
         self.count += len(right)
 
@@ -76,6 +108,7 @@ class OfClasses:
         several = targets.dim() == 2
         self.classes = outputs.shape[-1]
         self.right.append(targets > 0.5 if several else targets)
+        check_numbers(outputs)
         self.predicted.append(outputs > 0 if several else outputs.argmax(-1))
 
     def compute(self) -> float:
@@ -178,7 +211,7 @@ def same_class(output: Tensor, target: Tensor) -> float:
         output: (positions, classes) logits.
         target: (positions, classes) probabilities of the float model.
     """
-    return float((output.argmax(-1) == target.argmax(-1)).sum())
+    return float((classes_of(output) == target.argmax(-1)).sum())
 
 
 def closeness(output: Tensor, target: Tensor) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from autocompress.huggingface.metrics.classes import classes_of
 from autocompress.task.outputs import IGNORED
 
 Tag = tuple[str, str]  # (B, I, E, S or O, type of the entity)
@@ -97,7 +98,7 @@ class EntityF1:
         """
         for output, target in zip(outputs, targets, strict=True):
             counts = target != IGNORED
-            guesses = set(entities([self.tags[i] for i in output.argmax(-1)[counts].tolist()]))
+            guesses = set(entities([self.tags[i] for i in classes_of(output[counts]).tolist()]))
             wanted = set(entities([self.tags[i] for i in target[counts].tolist()]))
             self.right += len(guesses & wanted)
             self.predicted += len(guesses)

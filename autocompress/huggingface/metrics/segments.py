@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autocompress.huggingface.metrics.classes import classes_of
+
 
 def enlarged(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Return logits at the size of a mask, as the models of transformers are trained.
@@ -71,5 +73,5 @@ class Pixels:
         for logits, target in zip(outputs, targets, strict=True):
             wanted = target.long()
             counts = wanted != self.ignored
-            guesses = enlarged(logits[None], wanted.shape)[0].argmax(0)
+            guesses = classes_of(enlarged(logits[None], wanted.shape)[0], 0)
             yield guesses[counts], wanted[counts]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from autocompress.huggingface.metrics.classes import classes_of
 from autocompress.task.outputs import IGNORED
 
 Rows = Tensor | Sequence[Tensor]
@@ -55,7 +56,7 @@ class TokenAccuracy:
         """
         for output, target in zip(outputs, targets, strict=True):
             counts = target != IGNORED
-            self.right += int((output.argmax(-1) == target)[counts].sum())
+            self.right += int((classes_of(output[counts]) == target[counts]).sum())
             self.count += int(counts.sum())
 
     def compute(self) -> float:
@@ -83,7 +84,7 @@ class ExactMatch:
         for output, target in zip(outputs, targets, strict=True):
             counts = target != IGNORED
             if bool(counts.any()):
-                self.right += bool((output.argmax(-1) == target)[counts].all())
+                self.right += bool((classes_of(output[counts]) == target[counts]).all())
                 self.count += 1
 
     def compute(self) -> float:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from autocompress.huggingface.metrics.classes import classes_of
+
 TEXTS = "texts"
 
 
@@ -57,7 +59,7 @@ class ErrorRate:
         Returns:
             Repeated tokens count once, blanks not at all.
         """
-        tokens = [token for token, _ in groupby(logits.argmax(-1).tolist())]
+        tokens = [token for token, _ in groupby(classes_of(logits).tolist())]
         kept = [token for token in tokens if token != self.blank]
         # Tokenizers of this kind join equal neighbours unless told not to: "l", blank, "l" is "ll".
         return str(self.tokenizer.decode(kept, group_tokens=False))

@@ -22,6 +22,7 @@ from autocompress.huggingface.out.snippets import (
     optimum_lines,
     runtime_lines,
 )
+from autocompress.integer_form import IntegerForm
 from autocompress.results.files import (
     MODEL_FILE,
     NOTES_FILE,
@@ -205,10 +206,15 @@ def _code(lines: Sequence[str]) -> list[str]:
 def _how_it_was_made(
     point: FrontPoint, run: Mapping[str, Any], recipe: Mapping[str, Any]
 ) -> list[str]:
-    """Return the modules by what was done to them, and the commands."""
+    """Return the modules by what their weights in the file are, and the commands."""
+    forms = recipe["kernels"].get("integer_forms", {})
     rows: dict[str, dict[str, int]] = {}
     for name, config in point.candidate.modules:
-        changed = config.effective().to_json()
+        kind, form = recipe["modules"][name]["kind"], forms.get(name)
+        stored = config.executed(kind)
+        if form is not None:
+            stored = stored.for_kernel(kind, IntegerForm(form))
+        changed = stored.effective().to_json()
         words = ", ".join(f"{key} {value}" for key, value in changed.items())
         pattern = re.sub(r"\d+", "*", name)
         patterns = rows.setdefault(words or "untouched", {})

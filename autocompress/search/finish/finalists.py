@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
+from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import are_kept, distance
@@ -29,6 +31,7 @@ from autocompress.search.problem.problem import Problem
 from autocompress.search.problem.trial_record import TrialRecord, records_of
 from autocompress.search.propose.sampler import PriceSampler
 from autocompress.search.propose.trial_model import WORTH
+from autocompress.task.user_code import UserCodeError
 
 GAIN = 0.9  # size or latency that a longer training pays for, relative to the best without it
 # A forecast may be so many times the loss that users take: forecasts from a few steps of training
@@ -316,12 +319,15 @@ def members_first(finalists: list[Finalist], goal: Goal) -> list[Finalist]:
 
 
 def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist]:
-    """Return the trial nearest to the limits; a complete one if there is any."""
+    """Return the trial nearest to the limits; a complete one if there is any.
+
+    Trials that were not judged are judged here; those whose outputs are not finite are left out.
+    """
     for state in (TrialState.COMPLETE, TrialState.PRUNED):
         trials = [t for t in records_of(study, (state,)) if t.candidate_json is not None]
         if trials:
             base = goal.baseline
-            nearest = min(
+            ordered = sorted(
                 trials,
                 key=lambda trial: distance(
                     trial.missed(
@@ -333,7 +339,9 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
                     base.accuracy_scale,
                 ),
             )
-            return [_finalist(nearest, problem, goal)]
+            for trial in ordered:
+                with suppress(NotComputableError, UserCodeError):
+                    return [_finalist(trial, problem, goal)]
     return []
 
 

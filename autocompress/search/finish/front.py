@@ -238,6 +238,7 @@ def origin_of(run: RunRecord, problem: Problem) -> Mapping[str, Any]:
         "threads": torch.get_num_threads(),  # the last bit of sums of floats depends on them
         "student_threads": run.student_threads or torch.get_num_threads(),
         "student_seed": run.seed if run.student_seed is None else run.student_seed,
+        "student_dtype": run.student_dtype,
         "activation_range": problem.space.activation_range,
         "training_dtype": str(problem.trainer.arithmetic).removeprefix("torch."),
         "student": problem.space.recovery.student_lesson().to_json(),

@@ -168,9 +168,10 @@ class Problem:
     def table_float_ms(self) -> float:
         """Latency of the float model by the latency table, in ms.
 
-        It is measured, or predicted where the table is of other batch or sequence sizes.
+        It is measured, or predicted where the table is of another model, or of other batch or
+        sequence sizes.
         """
-        return _table_float_ms(self.table, self.layout, self.subject)
+        return self.table.float_ms(self.layout, self.subject.inputs)
 
     def size_bytes(self, candidate: Candidate) -> int:
         """Return the size of the candidate's file.
@@ -498,12 +499,6 @@ def _float_times(
     ratio = timing.ratios[0] if others else 1.0
     # A device that is not at hand cannot be timed. Its table knows only the compressed model.
     if is_foreign(table):
-        float_ms = _table_float_ms(table, layout, subject)
+        float_ms = table.float_ms(layout, subject.inputs)
         return float_ms / ratio, float_ms, ""
     return timing.baseline_ms, timing.baseline_ms * ratio, timing.warning
-
-
-def _table_float_ms(table: LatencyTable, layout: Layout, subject: Subject) -> float:
-    """Return the ms of the compressed model without compression by a table, at a task's inputs."""
-    shapes = {name: list(array.shape) for name, array in subject.feed.items()}
-    return table.baseline_ms if table.inputs == shapes else table.predict_ms(layout, Candidate())

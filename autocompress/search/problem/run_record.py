@@ -27,6 +27,7 @@ from autocompress.targets.device.sessions import DEFAULT, SessionSettings
 from autocompress.targets.latency_model.breakdown import where_time_goes
 from autocompress.targets.latency_model.stored_tables import table_digest
 from autocompress.targets.target import Target
+from autocompress.targets.workload import Layout
 from autocompress.task.batches import input_tensors
 from autocompress.task.task import Task
 
@@ -67,12 +68,14 @@ class RunRecord:
         latency_check: errors of the latency model on unseen candidates.
         latency_note: what is to be said of the latency model.
         no_gain: (module, rank_ratio, decomposition) of ranks that gain nothing.
-        modules: name, tower, role, kind, shape, parameters, MACs and channel group of each module.
+        modules: name, tower, role, kind, shape, parameters, MACs, channel group and form of the
+            integer weights of each module.
         uncovered: modules that are not compressed, with the reason.
         judged: what accuracies rest on (`search/judged.py`).
         notes: what was said of the task while it was checked.
         student_threads: threads with which the student was taught; None of an earlier version.
         student_seed: seed with which it was taught; None of an earlier version.
+        student_dtype: type of the arithmetic with which it was taught; None of an earlier version.
         sensitivity: how sensitivities came about.
         training: plan of the trainings (`TrainingPlan`).
         setup_seconds: by step.
@@ -123,6 +126,7 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
     student_threads: int | None = None
     student_seed: int | None = None
+    student_dtype: str | None = None
     sensitivity: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     setup_seconds: Mapping[str, float] | None = None
@@ -186,7 +190,7 @@ class RunRecord:
             latency_check=table.check if table.runs else {},
             latency_note=table.note if table.runs else "",
             no_gain=sorted(list(choice) for choice in bound.no_gain),
-            modules=[_module_row(module) for module in problem.module_map],
+            modules=[_module_row(module, problem.layout) for module in problem.module_map],
             uncovered=[item.__dict__ for item in problem.module_map.uncovered],
         )
 
@@ -306,7 +310,7 @@ def _asked(settings: Settings) -> dict[str, Any]:
     return {"trials": settings.n_trials, **time, **limits}
 
 
-def _module_row(module: CompressibleModule) -> dict[str, Any]:
+def _module_row(module: CompressibleModule, layout: Layout) -> dict[str, Any]:
     """Return what reports show of a module of the float model."""
     return {
         "module": module.name,
@@ -317,6 +321,7 @@ def _module_row(module: CompressibleModule) -> dict[str, Any]:
         "parameters": module.parameters,
         "macs": module.macs,
         "group": module.group,
+        "integer_form": str(layout.integer_form(module)),
     }
 
 

@@ -10,14 +10,16 @@ from typing import Any
 from .sessions import Runnable
 
 BETWEEN = " x "  # weight and name of an array
+NUMBERED = ": "  # number of a part and its weight
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedFeeds(Mapping[str, Any]):
     """Hold inputs whose times count as one, each multiplied by a weight.
 
-    As a mapping it has all arrays, under names such as "0.7 x input_ids". Shapes and weights can
-    thus be compared, and written to a file, as those of other inputs.
+    As a mapping it has all arrays, under names such as "0.7 x input_ids"; "1: 0.7 x input_ids" of
+    the second part if its weight is that of an earlier one. Shapes and weights can thus be
+    compared, and written to a file, as those of other inputs.
 
     Attributes:
         parts: (weight, arrays by input name).
@@ -25,19 +27,25 @@ class WeightedFeeds(Mapping[str, Any]):
 
     parts: tuple[tuple[float, Mapping[str, Any]], ...]
 
+    @property
+    def _labels(self) -> list[str]:
+        """Return what names of each part begin with."""
+        weights = [repr(weight) for weight, _ in self.parts]
+        return [f"{i}{NUMBERED}{w}" if w in weights[:i] else w for i, w in enumerate(weights)]
+
     def __getitem__(self, name: str) -> Any:
         """Return an array.
 
         Args:
             name: weight and name.
         """
-        weight, _, own = name.partition(BETWEEN)
-        return next(part[own] for one, part in self.parts if repr(one) == weight)
+        label, _, own = name.partition(BETWEEN)
+        return self.parts[self._labels.index(label)][1][own]
 
     def __iter__(self) -> Iterator[str]:
         """Yield weights and names."""
-        for weight, part in self.parts:
-            yield from (f"{weight!r}{BETWEEN}{name}" for name in part)
+        for label, (_, part) in zip(self._labels, self.parts, strict=True):
+            yield from (f"{label}{BETWEEN}{name}" for name in part)
 
     def __len__(self) -> int:
         """Return the number of arrays."""
@@ -63,9 +71,10 @@ def read_feed(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
         return arrays
     parts: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
-        weight, _, own = name.partition(BETWEEN)
-        parts.setdefault(weight, {})[own] = array
-    return WeightedFeeds(tuple((float(weight), part) for weight, part in parts.items()))
+        label, _, own = name.partition(BETWEEN)
+        parts.setdefault(label, {})[own] = array
+    weights = [float(label.rpartition(NUMBERED)[2]) for label in parts]
+    return WeightedFeeds(tuple(zip(weights, parts.values(), strict=True)))
 
 
 def run_once(session: Runnable, feed: Mapping[str, Any]) -> float:

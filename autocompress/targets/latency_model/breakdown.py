@@ -11,17 +11,17 @@ from typing import Any
 from autocompress.candidate import Candidate
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.run import REST, Run
-from autocompress.targets.workload import Layout, workload
+from autocompress.targets.workload import Layout, Work, workload
 
 
 def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
     """Return shares of the float model's wall time, and times of its modules in other forms.
 
     The profiler's own cost is subtracted from each operator. If the profile is not trusted, shares
-    are those that the latency model predicts.
+    are those that the latency model predicts, as are all times if the table is of another model.
 
     Args:
-        table: latency table of the model.
+        table: latency table of the model, or of one with the same kernels.
         layout: structure of the model.
 
     Returns:
@@ -30,8 +30,14 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
         of {operator, share, milliseconds} that no module owns, "note": the table's}. Rows begin
         with the largest share.
     """
-    run = next(run for run in table.runs if run.spent)  # the untouched model
-    modules, operators = _predicted(table, run) if table.doubt else _profiled(table, run)
+    untouched = next(run for run in table.runs if run.spent)
+    run = untouched if table.is_of(layout) else None
+    work = workload(layout, Candidate()) if run is None else run.work
+    model_ms = table.predict(work) if run is None else run.milliseconds
+    if run is None or table.doubt:
+        modules, operators = _predicted(table, work)
+    else:
+        modules, operators = _profiled(table, run)
     total = max(sum(modules.values()) + sum(operators.values()), 1e-9)
     forms: dict[str, dict[str, float]] = {}
     for place, (microseconds, _) in table.model.grid.items():
@@ -42,7 +48,7 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
                 *place[3:],
             ):
                 forms.setdefault(module.name, {})[place[2]] = round(microseconds / 1e3, 5)
-    ms = run.milliseconds / total
+    ms = model_ms / total
     module_rows: list[dict[str, Any]] = []
     for name, us in sorted(modules.items(), key=lambda item: -item[1]):
         row = {"module": name, "share": us / total, "milliseconds": us * ms}
@@ -51,7 +57,7 @@ def where_time_goes(table: LatencyTable, layout: Layout) -> dict[str, Any]:
     for name, us in sorted(operators.items(), key=lambda item: -item[1]):
         operator_rows.append({"operator": name, "share": us / total, "milliseconds": us * ms})
     return {
-        "milliseconds": run.milliseconds,
+        "milliseconds": model_ms,
         "modules_share": sum(modules.values()) / total,
         "modules": module_rows,
         "operators": operator_rows,
@@ -90,7 +96,7 @@ def _profiled(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str
     return net, {name: us * scale for name, us in run.operators.items()}
 
 
-def _predicted(table: LatencyTable, run: Run) -> tuple[dict[str, float], dict[str, float]]:
+def _predicted(table: LatencyTable, work: Work) -> tuple[dict[str, float], dict[str, float]]:
     """Return microseconds by module and of all operators, as regressed over whole models."""
-    modules = {name: table.model.kernel_us(kernel) for name, kernel in run.work.kernels.items()}
-    return modules, {"all operators": table.model.around_us(run.work.surroundings)}
+    modules = {name: table.model.kernel_us(kernel) for name, kernel in work.kernels.items()}
+    return modules, {"all operators": table.model.around_us(work.surroundings)}

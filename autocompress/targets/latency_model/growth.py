@@ -89,13 +89,14 @@ def grown(
             least=1,
         )
         result = carry_out(job, target, lambda what, share: None)
-        baseline_ms = table.baseline_ms or result.baseline_ms
-        runs = runs_of_result(subject, [candidate], result, baseline_ms)
+        inputs = subject.inputs
+        float_ms = table.float_ms(subject.layout, inputs) if profiled else result.baseline_ms
+        runs = runs_of_result(subject, [candidate], result, float_ms)
     shown = {(k.signature, k.form) for run in runs for k in run.work.kernels.values()}
     larger = replace(
         table,
         runs=(*table.runs, *runs),
-        baseline_ms=baseline_ms,
+        baseline_ms=table.baseline_ms or result.baseline_ms,
         product_rate=max(table.product_rate, result.product_rate),
         estimated=tuple(form for form in table.estimated if form not in shown),
         model_s=table.model_s or time.monotonic() - begun,

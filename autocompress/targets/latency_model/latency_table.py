@@ -50,6 +50,7 @@ class LatencyTable:
         estimated: (signature, form) of the kernels that the space offers and that have no time.
             They are predicted by the roofline of their class.
         model_s: seconds that measuring one model took; 0 if not known.
+        structure: `Layout.digest` of the measured model; "" in files of earlier versions.
     """
 
     target: str
@@ -67,6 +68,7 @@ class LatencyTable:
     known: Mapping[Place, Known] = field(default_factory=dict)
     estimated: tuple[tuple[str, str], ...] = ()
     model_s: float = 0.0
+    structure: str = ""
 
     @cached_property
     def doubt(self) -> str:
@@ -110,6 +112,35 @@ class LatencyTable:
             f"operators' times are not used: {self.doubt}; {fitted} whole models are regressed "
             f"instead" + f"; {rough}" * bool(rough)
         )
+
+    def is_of(self, layout: Layout) -> bool:
+        """Return True if the measured model has this structure.
+
+        Files of earlier versions do not say it: their untouched model must have the same kernels.
+
+        Args:
+            layout: structure of a model.
+        """
+        if self.structure:
+            return self.structure == layout.digest
+        kernels = workload(layout, Candidate()).kernels
+        return any(run.spent and run.work.kernels == kernels for run in self.runs)
+
+    def float_ms(self, layout: Layout, inputs: Mapping[str, list[int]]) -> float:
+        """Return the latency of a float model: that of the baseline, or as predicted.
+
+        Args:
+            layout: structure of the model, which may be another one than the measured one.
+            inputs: shapes of its feed.
+
+        Returns:
+            Milliseconds at the speed of the table's baseline.
+
+        Raises:
+            TargetError: if a module of another model has no time.
+        """
+        is_own = self.inputs == inputs and self.is_of(layout)
+        return self.baseline_ms if is_own else self.predict_ms(layout, Candidate())
 
     def predict_ms(self, layout: Layout, candidate: Candidate) -> float:
         """Return the predicted latency of a candidate.
@@ -305,7 +336,9 @@ class LatencyTable:
         return replace(self, runs=tuple(runs))
 
     def merged(self, other: LatencyTable) -> LatencyTable:
-        """Return a table with the runs of both, scaled to the speed of this one.
+        """Return a table with the runs of both, at the speed of this one.
+
+        The speed of the machine is compared where both are of one model.
 
         Args:
             other: measured on the same target, runtime and machine, with the same settings.
@@ -320,7 +353,8 @@ class LatencyTable:
                     f"latency tables differ in {what} ({_words(mine)} against {_words(others)}); "
                     f"measure both on one machine"
                 )
-        factor = self.baseline_ms / other.baseline_ms if self.inputs == other.inputs else 1.0
+        both = [(table.structure, table.inputs) for table in (self, other)]
+        factor = self.baseline_ms / other.baseline_ms if both[0] == both[1] else 1.0
         runs = list(self.runs)
         for run in other.runs:
             low, high = run.interval

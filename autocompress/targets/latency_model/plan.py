@@ -57,6 +57,11 @@ class Subject:
     choices: Mapping[str, tuple[ModuleConfig, ...]]
     ratios: Mapping[str, tuple[float, ...]]
 
+    @property
+    def inputs(self) -> dict[str, list[int]]:
+        """Return the shapes of the feed by name."""
+        return {name: list(array.shape) for name, array in self.feed.items()}
+
     @cached_property
     def forms(self) -> Mapping[str, tuple[str, ...]]:
         """Return the forms of each module, in the order of its choices."""

@@ -191,7 +191,7 @@ def table_of(
         target.name,
         dict(result.versions),
         result.settings,
-        {name: list(array.shape) for name, array in subject.feed.items()},
+        subject.inputs,
         result.baseline_ms,
         tuple(runs),
         dict(subject.layout.multiples),
@@ -203,6 +203,7 @@ def table_of(
         known,
         unshown_forms(subject, [run.work for run in runs if run.spent], known),
         result.model_s,
+        subject.layout.digest,
     )
 
 

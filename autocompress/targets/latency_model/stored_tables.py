@@ -40,6 +40,7 @@ def table_key(subject: Subject, target: Target) -> str:
         repr(target),
         sorted(layout.multiples.items()),
         layout.digest,
+        target.integer_ends,
     ]
     content += [RULES] if target.figures else []
     content += [FLAT_FILES] if target.litert else []
@@ -115,11 +116,12 @@ def unmeasured(subject: Subject, target: Target) -> LatencyTable:
         target.name,
         versions(settings),
         settings,
-        {name: list(array.shape) for name, array in subject.feed.items()},
+        subject.inputs,
         0.0,
         (),
         dict(layout.multiples),
         layout.integer_forms,
+        structure=layout.digest,
     )
 
 
@@ -162,7 +164,8 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         _check_target(path, probes.plan["target"], target)
         if probes.plan["model"] != subject.layout.digest:
             raise TargetError(
-                f"{path}: was measured with the probes of another model; export probes of this one"
+                f"{path}: was measured with the probes of another model, or of another version of "
+                "autocompress; export probes of this one"
             )
         if target.litert:
             _check_files(path, subject, probes)

@@ -142,6 +142,21 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(
     assert library.get("0", ModuleConfig(8), ALL).factors[0].weight_bits == 8
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_zeros_of_a_smoothed_weight_are_ranked_by_its_own_gradients(
+    criterion: str, model: nn.Module
+) -> None:
+    x = torch.randn(64, 16)
+    losses = lambda m: (m(part).square().mean() for part in x.split(8))  # noqa: E731
+    library = VariantLibrary(Evidence(model, losses=losses))
+    config = ModuleConfig(sparsity=0.5, sparsity_criterion=criterion)
+    factors = torch.logspace(-1.5, 1.5, 16)  # the changes of the loss are the same
+    plain, smoothed = (library.get("0", config, ALL, one).factors[0] for one in (None, factors))
+    kept = plain.dequantized() != 0
+    assert int(kept.sum()) == 256
+    assert torch.equal(smoothed.dequantized() != 0, kept)
+
+
 @pytest.fixture
 def stitcher(model: nn.Module) -> Stitcher:
     found = find_modules(model, torch.rand(2, 16))

@@ -5,6 +5,8 @@ Its norms are found in the graph.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fixture import Fixture, relative_difference
@@ -85,6 +87,23 @@ def test_outliers_cost_less_and_the_file_agrees(fixture: Fixture, mode: str) -> 
 def test_a_reader_that_is_not_quantised_is_rescaled_too(fixture: Fixture) -> None:
     candidate = Candidate.of({"q": ModuleConfig(8, 8, smoothing=0.7)})
     assert fixture.difference(candidate) <= 1e-3
+
+
+def test_readers_are_smoothed_and_pruned_at_once() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = 60.0
+    x = torch.randn(64, 16)
+    given = Fixture(Task("pruned", model, x[:1], [(x, torch.zeros(64))], lambda o, t: 0.0))
+    pruned = ModuleConfig(8, 8, pruning_ratio=0.5)
+    exact = given.simulate(Candidate.of({"1": ModuleConfig(pruning_ratio=0.5)}))
+    errors = []
+    for alpha in (0.0, 0.5):
+        candidate = Candidate.of({"1": replace(pruned, smoothing=alpha)})
+        assert given.difference(candidate) <= 1e-3
+        errors.append(relative_difference(given.simulate(candidate), exact))
+    assert errors[1] < errors[0] / 2
 
 
 def test_dead_channels_keep_their_scale() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from autocompress import Distillation, Task
-from autocompress.compress.recover.student import on_student, taught
+from autocompress.compress.recover import precision, student
+from autocompress.compress.recover.student import on_student, taught, taught_dtype
 from autocompress.errors import RunFolderError
 from autocompress.results.tensor_files import read_tensors, write_tensors
 
@@ -82,6 +84,37 @@ def test_a_lesson_brings_the_student_nearer_and_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(value, stored[name]) for name, value in found.model.state_dict().items())
     again = taught(task, replace(LESSON, steps=10**9), 0, CPU, path, None)
     assert same(again.model, found.model), "what is in the file is not trained again"
+
+
+def test_the_training_type_is_measured_beside_the_answers_of_teachers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "time_ratio", lambda *given: 1.0)
+    earlier = tmp_path / "teacher" / "earlier.safetensors"  # more than the folder of timings takes
+    earlier.parent.mkdir()
+    earlier.touch()
+    os.truncate(earlier, 300 << 20)
+    taught(task_of(small()), LESSON, 0, CPU, None, tmp_path)
+    assert earlier.exists()
+    assert [path.suffix for path in (tmp_path / "precision").iterdir()] == [".json"]
+    assert not list((tmp_path / "teacher").rglob("*.json"))
+
+
+def test_a_student_is_taught_in_the_same_type_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "student.safetensors"
+    assert taught_dtype(path) is None
+    monkeypatch.setattr(student, "training_dtype", lambda *given: torch.bfloat16)
+    first = taught(task_of(small()), LESSON, 0, CPU, path, None)
+    assert taught_dtype(path) == "bfloat16"
+    monkeypatch.setattr(student, "training_dtype", lambda *given: torch.float32)
+    assert not same(taught(task_of(small()), LESSON, 0, CPU, None, None).model, first.model)
+    again = taught(task_of(small()), LESSON, 0, CPU, None, None, torch.bfloat16)
+    assert same(again.model, first.model)
+    write_tensors(path, first.model.state_dict())  # as an earlier version did
+    assert taught_dtype(path) is None
 
 
 @pytest.mark.parametrize("damage", ["torn", "another"])

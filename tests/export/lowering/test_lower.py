@@ -266,3 +266,21 @@ def test_the_shell_has_ends_alone_and_prefixes_hide_nothing() -> None:
     assert len(made.proto.graph.node) == 1
     assert made.names == {"x", "t1", "fc.weight"}
     assert made.prefix == "t_"
+
+
+def test_the_hash_of_operators_is_of_the_graph_and_not_of_weights() -> None:
+    def hash_of(
+        kind: str = "Gelu", axis: int = -1, heads: int = 4, scale: float = 1.0, prefix: str = ""
+    ) -> str:
+        made = [
+            node("MatMul", "x w", f"{prefix}p"),
+            node(kind, f"{prefix}p", f"{prefix}a"),
+            node("Reshape", f"{prefix}a shape", f"{prefix}h"),
+            node("Softmax", f"{prefix}h", f"{prefix}y", axis=axis),
+        ]
+        values = {"w": np.full((4, 4), scale, np.float32), "shape": np.array([0, heads, -1])}
+        return lowered(made, values, {"x": ["n", 4]}, [f"{prefix}y"]).operators
+
+    assert hash_of() == hash_of(scale=2.0) == hash_of(prefix="other")
+    others = [hash_of(kind="Relu"), hash_of(axis=1), hash_of(heads=2)]
+    assert len({hash_of(), *others}) == 4

@@ -10,6 +10,7 @@ import torch
 from small_tasks import judged
 from torch import Tensor
 
+from autocompress.errors import NotComputableError
 from autocompress.huggingface.metrics.classes import (
     Accuracy,
     Agreement,
@@ -23,6 +24,17 @@ from autocompress.huggingface.metrics.classes import (
 from autocompress.huggingface.metrics.numbers import Correlation, spearman
 
 pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'autocompress[huggingface]'")
+
+
+def test_logits_that_are_nan_have_no_class() -> None:
+    logits, right = torch.eye(3), torch.arange(3)
+    logits[0, 0] = math.nan  # argmax takes it for the largest
+    for metric in (Accuracy(), OfClasses(f1)):
+        for targets in (right, torch.eye(3)):
+            with pytest.raises(NotComputableError, match="an output is NaN"):
+                metric.update(logits, targets)
+    with pytest.raises(NotComputableError, match="an output is NaN"):
+        Agreement(same_class).update(logits, torch.eye(3))
 
 
 def accuracy(outputs: Tensor, targets: Tensor) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_tasks import judged
 
+from autocompress.errors import NotComputableError
 from autocompress.huggingface.metrics.tokens import ExactMatch, Perplexity, TokenAccuracy
 
 
@@ -18,6 +19,16 @@ def test_accuracy_counts_tokens_with_a_target() -> None:
     batches = [([output], [target]) for output, target in zip(outputs, targets, strict=True)]
     for parts in ([(outputs, targets)], batches):
         assert judged(TokenAccuracy(), *parts) == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("metric", [TokenAccuracy, ExactMatch])
+def test_nan_counts_where_there_is_a_target(metric: type) -> None:
+    outputs, targets = torch.eye(3)[None], torch.tensor([[0, 1, -100]])
+    outputs[0, 2] = math.nan
+    assert judged(metric(), (outputs, targets)) == 1.0
+    outputs[0, 0] = math.nan
+    with pytest.raises(NotComputableError, match="an output is NaN"):
+        judged(metric(), (outputs, targets))
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:

@@ -34,6 +34,8 @@ CONFIGS = {
     "layer.0.query": ModuleConfig(4),
     "layer.1.query": ModuleConfig(4),
     "head": ModuleConfig(8),
+    "key": ModuleConfig(8, 8, group_size=32),
+    "table": ModuleConfig(5, 8),
 }
 POINT = FrontPoint(7, Candidate.of(CONFIGS), MEASURED, MEASURED, "models/0007")
 PICTURE = ("batch", 3, SIDE, SIDE)
@@ -129,7 +131,10 @@ def run_folder(place: Path, kind: str) -> tuple[Path, Path]:
             },
             "pretrained": {"folder": str(folder), "task": task, "metric": "m", "files": files},
         },
-        "modules": {name: {"kind": "linear"} for name in CONFIGS},
+        "modules": {
+            name: {"kind": "embedding" if name == "table" else "linear"} for name in CONFIGS
+        },
+        "kernels": {"integer_forms": {"key": "reduced"}},
         "session": asdict(SessionSettings(threads=2)) | {"disabled_optimizers": []},
     }
     (source / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -255,6 +260,8 @@ def test_the_card_tells_numbers_changes_and_the_command(tmp_path: Path) -> None:
         "| f1 (validation) | 0.8000 | 0.7500 | |",
         "| `layer.*.query` (2) | weight_bits 4 |",
         "| `head` (1) | weight_bits 8 |",
+        "| `key` (1) | weight_bits 7, activation_bits 8 |",
+        "| `table` (1) | weight_bits 5 |",
         "autocompress search model --data train.jsonl --samples 9 --target onnxruntime-cpu "
         "--trials 40 --timeout 600s --max-size 25% --min-metric f1=0.5 --seed 3",
     ):

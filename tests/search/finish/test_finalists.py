@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate, ModuleConfig
+from autocompress.errors import NotComputableError
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import Limits
 from autocompress.results.measurement import Measurement
@@ -137,6 +138,33 @@ def test_of_stopped_trials_the_nearest_is_judged(monkeypatch: pytest.MonkeyPatch
     found = study((8, 1, 1, {"a": 0.5}), (4, 1, 1, {"a": 0.1}), pruned=(0, 1))
     (finalist,) = choose_finalists(found, bench, GOAL)
     assert (finalist.number, finalist.values) == (1, (123, 2.0, 0.7))
+
+
+def test_a_stopped_trial_whose_outputs_are_nan_gives_way_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from autocompress.search.finish import finalists
+
+    def judged(*_: object) -> tuple[Scores]:
+        applied.pop(0)
+        if applied:
+            raise NotComputableError("task: the outputs of 1 of 8 samples of a batch are NaN")
+        return (Scores(0.7, {}),)
+
+    monkeypatch.setattr(finalists, "evaluate_model", judged)
+    bench = SimpleNamespace(
+        **vars(BENCH),
+        task=SimpleNamespace(validation=[]),
+        stitcher=SimpleNamespace(apply=lambda candidate: None),
+        device=None,
+        size_bytes=lambda candidate: 123,
+    )
+    found = study((8, 1, 1, {"a": 0.5}), (4, 1, 1, {"a": 0.1}), pruned=(0, 1))
+    applied = [1, 0]
+    (finalist,) = choose_finalists(found, bench, GOAL)
+    assert finalist.number == 0
+    applied = [1, 1, 1]
+    assert choose_finalists(found, bench, GOAL) == [], "none has a file to write"
 
 
 def test_a_study_of_failures_has_no_finalist() -> None:

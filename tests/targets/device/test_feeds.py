@@ -54,6 +54,20 @@ def test_a_file_keeps_them(tmp_path: Path) -> None:
     assert read_feed(LONG) is LONG
 
 
+def test_parts_of_equal_weights_stay_apart(tmp_path: Path) -> None:
+    equal = WeightedFeeds(((0.125, LONG), (0.125, SHORT), (0.5, SHORT)))
+    assert {name: array.shape for name, array in equal.items()} == {
+        "0.125 x x": (1, 8),
+        "1: 0.125 x x": (1, 1),
+        "0.5 x x": (1, 1),
+    }
+    np.savez(tmp_path / "feed.npz", **dict(equal), allow_pickle=False)
+    with np.load(tmp_path / "feed.npz") as arrays:
+        again = read_feed({name: arrays[name] for name in arrays.files})
+    found = [(weight, part["x"].shape) for weight, part in parts_of(again)]
+    assert found == [(0.125, (1, 8)), (0.125, (1, 1)), (0.5, (1, 1))]
+
+
 def test_all_inputs_are_run() -> None:
     session = Counter()
     assert run_once(session, MIXED) >= 0

@@ -44,7 +44,14 @@ def table(doubt: str = "", runs: tuple[Run, ...] = (RUN,)) -> SimpleNamespace:
         kernel_us=lambda kernel: {"linear 16x8": 20.0, "linear 8x16": 5.0}[kernel.signature],
         around_us=lambda amounts: 15.0 * amounts["model"],
     )
-    return SimpleNamespace(runs=runs, doubt=doubt, model=model, note="a note")
+    return SimpleNamespace(
+        runs=runs,
+        doubt=doubt,
+        model=model,
+        note="a note",
+        is_of=lambda layout: len(layout.module_map) == 2,
+        predict=lambda work: 0.2,
+    )
 
 
 def test_the_profilers_own_cost_is_taken_out_and_shares_add_up() -> None:
@@ -93,6 +100,23 @@ def test_where_the_profile_is_doubted_the_model_says_the_shares() -> None:
     assert [(row["operator"], row["share"]) for row in found["operators"]] == [
         ("all operators", pytest.approx(0.375))
     ]
+
+
+def test_with_a_table_of_another_model_all_is_predicted() -> None:
+    more = replace(MODULES[1], name="c")
+    larger = layout(
+        module_map=replace(MAP, modules=(A, B, more)),
+        signatures={**SMALL.signatures, "c": SMALL.signatures["a"]},
+        edges=(),
+    )
+    found = where_time_goes(table(), larger)
+    # 20, 20 and 5 us of modules and 15 us around them, of 0.2 ms.
+    assert found["milliseconds"] == 0.2
+    assert found["modules_share"] == pytest.approx(0.75)
+    assert {row["module"]: row["milliseconds"] for row in found["modules"]} == pytest.approx(
+        {"a": 0.2 / 3, "c": 0.2 / 3, "b": 0.2 / 12}
+    )
+    assert [row["operator"] for row in found["operators"]] == ["all operators"]
 
 
 def test_shares_of_a_candidate_are_predicted_and_leave_room_for_the_rest() -> None:

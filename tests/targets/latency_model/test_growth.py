@@ -100,6 +100,14 @@ def test_a_grown_table_knows_the_candidate(jobs: list[Job]) -> None:
     assert grown(larger, subject(), TARGET, [A, B], 10.0) is larger, "nothing is uncertain"
 
 
+def test_a_table_of_another_model_grows_at_the_speed_of_its_predictions(jobs: list[Job]) -> None:
+    given = table(run(Candidate()), run(A), structure="of another model", baseline_ms=0.5)
+    added = grown(given, subject(), TARGET, [A, B], 10.0).runs[-1]
+    float_ms = given.predict_ms(layout(), Candidate())
+    assert float_ms < 0.25
+    assert added.milliseconds == pytest.approx(float_ms / 2)
+
+
 def test_a_table_without_models_gets_the_untouched_one(jobs: list[Job]) -> None:
     first = grown(table(baseline_ms=0.0), subject(), TARGET, [B], 10.0)
     assert [source() for source in jobs[0].profiled] == [repr(Candidate()).encode()]

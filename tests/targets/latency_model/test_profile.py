@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_layout import layout
+from small_layout import EDGES, MAP, MODULES, layout
 
 from autocompress.cache import cache_folder
 from autocompress.candidate import Candidate, ModuleConfig
@@ -186,9 +186,11 @@ def test_keys_are_of_all_that_latency_depends_on(monkeypatch: pytest.MonkeyPatch
         table_key(subject(integer_form=lambda m: IntegerForm.UNSIGNED), TARGET),
         table_key(replace(subject(), ratios={"a": (0.0, 0.25)}), TARGET),
         table_key(replace(subject(), feed={"x": np.zeros((4, 3))}), TARGET),
+        table_key(subject(operators="of another graph"), TARGET),
+        table_key(subject(), replace(TARGET, integer_ends=True)),
         table_key(subject(), find_target("analytic:phone-npu")),
     }
-    assert len(keys) == 6
+    assert len(keys) == 8
     monkeypatch.setattr(stored_tables, "RULES", stored_tables.RULES + 1)
     assert table_key(subject(), find_target("analytic:phone-npu")) not in keys
     assert table_key(subject(), TARGET) in keys, "it is measured, not computed"
@@ -370,3 +372,27 @@ def test_the_cache_is_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert cache_folder() == tmp_path
     monkeypatch.delenv("AUTOCOMPRESS_CACHE")
     assert cache_folder().name == "autocompress"
+
+
+def test_the_baseline_of_a_table_is_that_of_its_own_model_alone(tmp_path: Path) -> None:
+    own, inputs = made_table(), subject().inputs
+    assert own.structure == layout().digest
+    assert own.float_ms(layout(), inputs) == 4.0
+    predicted = own.predict_ms(layout(), Candidate())
+    other = layout(operators="of another graph")
+    assert own.float_ms(other, inputs) == own.float_ms(layout(), {"x": [4, 3]}) == predicted != 4.0
+    before = replace(own, structure="")  # of a version that did not write it
+    assert before.float_ms(layout(), inputs) == 4.0
+    fewer = replace(MAP, modules=MODULES[:2])
+    assert not before.is_of(layout(module_map=fewer, edges=EDGES[:2]))
+    before.save(tmp_path / "table.json")
+    path = tmp_path / "table.json"
+    path.write_text(path.read_text().replace(' "structure": "",\n', ""))
+    assert LatencyTable.load(path) == before
+
+
+@pytest.mark.parametrize(("structure", "ms"), [("", 8.0), ("of another model", 4.0)])
+def test_runs_are_scaled_to_the_speed_of_the_same_model_only(structure: str, ms: float) -> None:
+    own = made_table()
+    other = replace(own, baseline_ms=2.0, structure=structure or own.structure)
+    assert [run.milliseconds for run in own.merged(other).runs[3:]] == [ms, ms / 2, 0.75 * ms]

@@ -31,6 +31,8 @@ def test_operations_are_those_of_the_model() -> None:
     assert plain["Conv"] == (2 * 6 * 36 * 4 * 9, False)
     depthwise = nodes_of(nn.Conv2d(4, 8, 3, groups=4, bias=False), picture)
     assert depthwise["Conv"] == (2 * 8 * 36 * 9, False), "each filter reads one channel"
+    up = nodes_of(nn.ConvTranspose2d(8, 16, 2, 2, bias=False), torch.randn(1, 8, 6, 6))
+    assert up["ConvTranspose"] == (2 * 8 * 16 * 12 * 12, False), "each output has one product"
     linear = nodes_of(nn.Linear(16, 5), torch.randn(3, 16))
     assert linear["Gemm"] == (2 * 3 * 16 * 5, False)
 
