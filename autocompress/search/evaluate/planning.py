@@ -45,6 +45,7 @@ from autocompress.task.user_code import UserCodeError
 TESTED_SHARE = 0.05  # of the time of trials at most, for the range test
 MOST_TESTED = 2.0  # times that share, after which the test is given up
 TIMED_SHARE = 0.02  # of it at most, for the steps that are timed, after the first
+PLANNED_SHARE = 0.15  # of it, after which nothing more is tried: steps are long on a busy machine
 LONG_FACTOR = 3  # steps of a long recovery, as a multiple of those that a space names
 TRIAL_EPOCHS, LONG_EPOCHS = 3, 30  # most passes over the training data
 FEW_STEPS, FEW_LONG = 100, 300  # steps that are never too many, however little data there is
@@ -95,9 +96,14 @@ def plan_trainings(
     left_s = None if until is None else until - time.monotonic()
     trials = max(1, min(ENOUGH, n_trials))
     # A model whose trials are not trained is not trained here either: that takes memory.
-    stage = None if recovery.by_blocks or stop() else _lossy(problem, stop, uniform)
-    step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s, stop)
-    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, stop)
+    latest = math.inf if left_s is None else time.monotonic() + PLANNED_SHARE * left_s
+
+    def is_late() -> bool:
+        return stop() or time.monotonic() > latest
+
+    stage = None if recovery.by_blocks or stop() else _lossy(problem, is_late, uniform)
+    step_s = 0.0 if left_s is None else _step_s(problem, stage, TIMED_SHARE * left_s, is_late)
+    rate = None if stage is None else _rate(problem, stage, step_s, left_s, folder, is_late)
     if not recovery.plans_steps:
         return replace(of_space, learning_rate=rate)
     epoch = _epoch(problem)
@@ -147,11 +153,14 @@ def _rough_s(problem: Problem) -> float:
 
 
 def _lossy(problem: Problem, stop: Callable[[], bool], count: int | None) -> Candidate | None:
-    """Return the uniform candidate whose outputs are farthest from the original's."""
+    """Return the uniform candidate whose outputs are farthest from the original's.
+
+    Where `stop` ends it, it is the farthest of those before.
+    """
     farthest, lossiest = -math.inf, None
     for parameters in uniform_parameters(problem)[:count]:
         if stop():
-            return None
+            break
         candidate = problem.space.candidate(parameters)
         try:
             divergence = problem.trainer.divergence(problem.stitcher.apply(candidate))

@@ -23,6 +23,7 @@ from autocompress.search.evaluate.planning import (
     FEWEST_BLOCKS,
     LEAST_BLOCKS,
     LONG_EPOCHS,
+    PLANNED_SHARE,
     TESTED_SHARE,
     TRIAL_EPOCHS,
     plan_trainings,
@@ -228,6 +229,34 @@ def test_the_candidate_that_lost_most_is_rehearsed(
     made = plan(given, None)
     assert found == ([] if farthest is None else [farthest])
     assert made.learning_rate == (None if farthest is None else 6e-4)
+
+
+def test_planning_on_a_busy_machine_tries_nothing_more_after_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, judged, stops = time.monotonic(), list[int](), list[bool]()
+
+    def divergence(model: int) -> float:
+        judged.append(model)
+        late = begun + len(judged) * 0.6 * PLANNED_SHARE * 400
+        monkeypatch.setattr(module.time, "monotonic", lambda: late)
+        return 0.1 * (1 + model)
+
+    def step_s(*parts: Any) -> None:
+        stops.append(parts[-1]())
+
+    monkeypatch.setattr(module, "uniform_parameters", lambda problem: [0, 1, 2])
+    monkeypatch.setattr(module, "timed_step", step_s)
+    monkeypatch.setattr(module, "known_rate", lambda *_: False)
+    monkeypatch.setattr(module, "best_rate", lambda *parts: None if parts[-2]() else 6e-4)
+    given = problem({"alpha": 0.5})
+    recovery = given.space.recovery
+    space = SimpleNamespace(recovery=recovery, objectives=(), candidate=lambda number: number)
+    parts = {"space": space, "stitcher": SimpleNamespace(apply=lambda number: number)}
+    given = replace(given, trainer=SimpleNamespace(divergence=divergence), **parts)
+    found = plan_trainings(given, 100, begun + 400.0, Path("rates"))
+    assert (judged, stops) == ([0, 1], [True])
+    assert found.learning_rate is None
 
 
 @pytest.mark.parametrize(
