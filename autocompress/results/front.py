@@ -167,10 +167,11 @@ class ParetoFront:
         if not self.points:
             raise LimitError("front: there is no point; run more trials or loosen the limits")
         asked = self._asked(limits)
-        points = self._under(asked).points
+        front = self._under(asked)
+        points = front.points
         missed = {p.trial: self._violations(p, asked) for p in points}
         within = [p for p in points if are_kept(missed[p.trial])]
-        key = self._key(what)
+        key = front._key(what)
         if within:
             return Pick(min(within, key=key))
         scale = self.baseline.accuracy_scale

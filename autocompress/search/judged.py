@@ -24,6 +24,7 @@ from autocompress.task.user_code import UserCodeError
 
 SAME_SCORE = 1e-3  # difference of a score up to 1 that other threads or versions may make
 FLIPS = 1.01  # samples that another processor may judge otherwise
+SIMULATION = 2  # of files in integers throughout; 1 rounded nothing between layers
 TEST_BATCHES = 4  # first ones of the test split, which are hashed before it is read
 
 
@@ -35,9 +36,9 @@ def judged_by(problem: Problem, earlier: RunRecord | None = None) -> dict[str, A
         earlier: record of the run that is resumed; its test split counts where there is none now.
 
     Returns:
-        Scores of the model itself on the validation split, where it ran, the number of samples, and
+        Scores of the model itself on the validation split, where it ran, the number of samples,
         hashes of the data: of the validation split ("" if it is not in memory) and of the test
-        split ("" if there is none).
+        split ("" if there is none), and the version of the simulation.
     """
     before = None if earlier is None else earlier.judged
     race = problem.race
@@ -51,6 +52,7 @@ def judged_by(problem: Problem, earlier: RunRecord | None = None) -> dict[str, A
         "samples": race.samples,
         "split": race.split,
         "test": _test_digest(problem) or (before or {}).get("test", ""),
+        "simulation": SIMULATION if problem.target.integers_only else 1,
     }
 
 
@@ -75,8 +77,8 @@ def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> N
         problem: with its race.
 
     Raises:
-        RunFolderError: the validation split, the test split or the scores of the model itself are
-            others.
+        RunFolderError: the validation split, the test split, the scores of the model itself or the
+            simulation are others.
     """
     if earlier is None or earlier.judged is None:
         return
@@ -87,6 +89,8 @@ def check_judged(folder: Path, earlier: RunRecord | None, problem: Problem) -> N
             f"was searched on another validation split ({then['samples']} samples, now "
             f"{now['samples']})"
         )
+    elif then.get("simulation", 1) != now["simulation"]:
+        reason = "was searched by an earlier version, which simulated other roundings"
     elif then.get("test") and now["test"] and then["test"] != now["test"]:
         reason = "has figures of another test split"
     elif then["scores"].keys() != now["scores"].keys():

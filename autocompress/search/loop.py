@@ -118,6 +118,7 @@ def run_search(
         seconds = before + time.monotonic() - setup.started
         # At the end the float file is timed under the settings that are best for it.
         limits = limits.against(front.baseline.latency_ms)
+        front = front.under(**limits.pick_limits())
         replace(run, seconds=seconds, limits=asdict(limits)).save(folder, opened.earlier)
     return SearchResult(front, folder, limits), interrupt.requested
 

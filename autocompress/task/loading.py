@@ -90,7 +90,8 @@ class Checked:
 
     def __iter__(self) -> Iterator[tuple[Inputs, Any]]:
         what = f"task: {self.split} cannot be read"
-        _seed_own(self.batches)
+        if self.split == "train":  # others have one order, that of their first pass
+            _seed_own(self.batches)
         with user_code(what):
             batches = iter(self.batches)
         while True:
@@ -118,10 +119,17 @@ def _seed_own(batches: Any) -> None:
 
 def _copied(target: Any) -> Any:
     """Return a copy of a target, which may hold arrays of NumPy."""
-    tensors = map_value(target, lambda tensor: tensor.detach().clone())
+    memo: dict[int, Any] = {}
+
+    def cloned(tensor: Tensor) -> Tensor:
+        copied = tensor.detach().clone()
+        memo[id(copied)] = copied
+        return copied
+
+    tensors = map_value(target, cloned)
     try:
-        return tensors if isinstance(tensors, Tensor) else copy.deepcopy(tensors)
-    except TypeError:  # an object of the user's that cannot be copied
+        return copy.deepcopy(tensors, memo)
+    except Exception:  # an object of the user's that cannot be copied
         return tensors
 
 

@@ -91,6 +91,14 @@ def test_a_point_that_keeps_a_floor_is_found_behind_one_that_misses_it() -> None
     assert trials(objective.within(floors={"f1": 0.85})) == [4, 5]
 
 
+def test_the_knee_is_that_of_the_front_under_the_limits() -> None:
+    hides = point(0, 10, 0.1, 0.95, f1=0.1)
+    kept = [point(1, 100, 9.0, 0.90, f1=0.9), point(2, 120, 2.0, 0.89, f1=0.9)]
+    kept.append(point(3, 900, 1.9, 0.80, f1=0.9))
+    alone = front_of(*kept).knee()
+    assert front_of(hides, *kept).pick("knee", floors={"f1": 0.5}) == Pick(alone)
+
+
 def test_picks() -> None:
     assert FRONT.smallest().trial == 1
     assert FRONT.fastest().trial == 2

@@ -115,6 +115,12 @@ def test_a_loader_with_its_own_generator_is_seeded_by_its_reader(own: str) -> No
     first = order(0)
     assert order(1) != first
     assert order(0) == first
+    validation = Kept(loader, "validation", X[:, 0], MANY)
+    own_generator.manual_seed(7)
+    with seeded(0):
+        kept = [float(value) for x, _ in validation for value in x]
+    own_generator.manual_seed(7)
+    assert kept == [float(value) for x, _ in loader for value in x], "the user's own order"
 
 
 def test_a_kept_split_copies_targets_that_the_loader_writes_over() -> None:

@@ -104,6 +104,17 @@ class Columns:
         usual = (name for name in USUAL[part] if name in there and name != other)
         return self._use(part, next(usual, None))
 
+    def find_or_none(self, part: str, records: Sequence[Record]) -> str | None:
+        """Return the column of a part; None also where the data lack the one that the user named.
+
+        Args:
+            part: of a sample.
+            records: of a split that may lack it.
+        """
+        if part in self.names and self.names[part] not in self._there(records):
+            return None
+        return self.find(part, records)
+
     def pair(self, records: Sequence[Record]) -> tuple[str, str | None]:
         """Return the columns of a text and of the text that it is compared with.
 

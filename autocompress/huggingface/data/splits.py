@@ -136,7 +136,7 @@ class _Cutter:
     def lacks(self, parts: Sequence[str], records: list[Record], others: list[Record]) -> bool:
         """Return True if the records have no column for any of the parts and the others have."""
         columns = Columns("", self.columns)
-        if any(columns.find(part, records) for part in parts):
+        if any(columns.find_or_none(part, records) for part in parts):
             return False
         return any(columns.find(part, others) for part in parts)
 

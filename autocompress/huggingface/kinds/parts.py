@@ -202,7 +202,8 @@ def label_columns(columns: Columns, part: str, splits: Splits) -> dict[str, str 
     found = {}
     labelled = columns.find(part, splits.validation) is not None
     for name, records in splits.parts():
-        column = columns.find(part, records)
+        finds = columns.find_or_none if name == "train" else columns.find
+        column = finds(part, records)
         if labelled and column is None and name == "test":
             raise TaskError(
                 f"{records[0].place}: the test split has no {part}, the validation split has; "

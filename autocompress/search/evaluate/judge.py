@@ -18,6 +18,7 @@ import torch
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
+from autocompress.errors import NotComputableError
 from autocompress.measure.accuracy import metric_outputs
 from autocompress.measure.tally import Scores, Tally
 from autocompress.results.limits import Limits, are_kept
@@ -113,7 +114,10 @@ class Judge:
         model = self.problem.stitcher.apply(candidate)
         sampler = study.sampler
         left = sampler.left(number) if isinstance(sampler, PriceSampler) else None
-        scores, tally, cause = self._race(model, done, record, left)
+        try:
+            scores, tally, cause = self._race(model, done, record, left)
+        except NotComputableError as error:  # the sampler must know that it was tried
+            return replace(record, cause=str(error), limits=asdict(self.limits))
         total = self.problem.race.samples
         record = replace(
             record,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from autocompress.candidate import Candidate
-from autocompress.errors import NotComputableError
+from autocompress.errors import AutocompressError, NotComputableError
 from autocompress.measure.accuracy import evaluate_model
 from autocompress.measure.tally import Scores
 from autocompress.results.limits import are_kept, distance
@@ -37,6 +36,7 @@ GAIN = 0.9  # size or latency that a longer training pays for, relative to the b
 # A forecast may be so many times the loss that users take: forecasts from a few steps of training
 # err by as much, and points that have lost less gain little by training.
 LIKELY = 2.0
+TRIED = 8  # stopped trials that are judged, where the outputs of the nearest are not finite
 HOPEFULS = 3  # trials that are trained in the hope that they reach the front
 
 
@@ -339,9 +339,14 @@ def _nearest(study: optuna.Study, problem: Problem, goal: Goal) -> list[Finalist
                     base.accuracy_scale,
                 ),
             )
-            for trial in ordered:
-                with suppress(NotComputableError, UserCodeError):
+            failed: AutocompressError | None = None
+            for trial in ordered[:TRIED]:
+                try:
                     return [_finalist(trial, problem, goal)]
+                except (NotComputableError, UserCodeError) as error:
+                    failed = error
+            if failed is not None:
+                raise failed
     return []
 
 

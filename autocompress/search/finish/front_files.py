@@ -26,6 +26,7 @@ from autocompress.results.measurement import Measurement
 from autocompress.search.finish.finalists import Finalist, members_first
 from autocompress.search.finish.float_file import FloatFile
 from autocompress.search.finish.measured_file import (
+    LATE,
     TEST,
     MeasuredFile,
     figure_of,
@@ -356,9 +357,11 @@ class FrontFiles:
             file, rest = files[i], files[i].rest
             rest_s = 0.0 if self.clock is None else self.clock.rest_s(file.pass_s)
             is_complete = rest is not None and rest.test_share >= self._test_share
-            if rest is not None and rest.test is None and problem.task.test is not None:
-                # An earlier run had no test split; a metric that fails on it says so.
-                is_complete = is_complete and figure_of(TEST) in rest.left_out
+            has_test = problem.task.test is not None
+            if has_test and rest is not None and rest.has_no_test:
+                is_complete = False
+                rest = replace(rest, left_out={**rest.left_out, figure_of(TEST): LATE})
+                files[i] = self._files[file.finalist.number] = replace(file, rest=rest)
             if is_complete or not self._has_room(len(files), rest_s):
                 continue
             self.report("running the front on the test split", done / len(files))

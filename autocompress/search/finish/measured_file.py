@@ -60,6 +60,11 @@ class OtherScores:
     left_out: Mapping[str, str]
     test_share: float = 1.0
 
+    @property
+    def has_no_test(self) -> bool:
+        """Return True if it was not run on the test split, such as before there was one."""
+        return self.test is None and self.left_out.get(figure_of(TEST), LATE) == LATE
+
 
 @dataclass(frozen=True)
 class MeasuredFile:

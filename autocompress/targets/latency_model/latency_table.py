@@ -126,6 +126,16 @@ class LatencyTable:
         kernels = workload(layout, Candidate()).kernels
         return any(run.spent and run.work.kernels == kernels for run in self.runs)
 
+    def _is_of_the_model_of(self, other: LatencyTable) -> bool:
+        """Return True if both were measured of one structure, as far as the tables say it."""
+        if self.structure and other.structure:
+            return self.structure == other.structure
+        kernels = [
+            next((run.work.kernels for run in table.runs if run.spent), None)
+            for table in (self, other)
+        ]
+        return kernels[0] is not None and kernels[0] == kernels[1]
+
     def float_ms(self, layout: Layout, inputs: Mapping[str, list[int]]) -> float:
         """Return the latency of a float model: that of the baseline, or as predicted.
 
@@ -353,8 +363,8 @@ class LatencyTable:
                     f"latency tables differ in {what} ({_words(mine)} against {_words(others)}); "
                     f"measure both on one machine"
                 )
-        both = [(table.structure, table.inputs) for table in (self, other)]
-        factor = self.baseline_ms / other.baseline_ms if both[0] == both[1] else 1.0
+        is_same = self.inputs == other.inputs and self._is_of_the_model_of(other)
+        factor = self.baseline_ms / other.baseline_ms if is_same else 1.0
         runs = list(self.runs)
         for run in other.runs:
             low, high = run.interval

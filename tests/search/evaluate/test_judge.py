@@ -116,6 +116,17 @@ def test_a_whole_split_gives_the_metric_and_what_limits_it(
     assert found.violations["max_accuracy_drop"] == pytest.approx(-0.1)
 
 
+def test_a_candidate_whose_outputs_are_nan_is_stopped_and_not_tried_again(
+    judge: Judge, study: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NOISE, 8, float("nan"))
+    limits = Limits(5000.0, 1.0, 0.1)
+    record = replace(judge, limits=limits).judge(study, 0, candidate(8))
+    assert "are NaN" in record.cause
+    assert not record.qualities
+    assert record.stands(limits)
+
+
 def test_a_candidate_over_its_memory_is_not_run(judge: Judge, study: optuna.Study) -> None:
     asked: list[int] = []
 
