@@ -125,7 +125,7 @@ def test_without_a_point_within_the_limits_the_nearest_is_told_with_what_it_miss
     assert pick.point.trial == 1, "25 % and 33 % are less than 150 % and 400 %"
     assert pick.shortfall == (
         "no point meets the limits; the nearest has 100 B, 20 B above the limit; "
-        "8.000 ms, 2.000 ms above the limit"
+        "8.000 ms, 2 ms above the limit"
     )
     pick = FRONT.pick("fastest", max_accuracy_drop=-0.05, floors={"f1": 0.75})
     assert pick.point.trial == 3

@@ -40,12 +40,17 @@ def half(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     return 0.5 * top1(outputs, targets)
 
 
+TARGET = SimpleNamespace(integers_only=False)
+
+
 def problem(seed: int = 0, **changes: Any) -> Any:
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2).eval()
     given = {"validation": batches(0), "metric": top1, **changes}
     task = ac.Task("t", model, batches(0)[0][0], **given)
-    return SimpleNamespace(task=task, race=open_race(task, model, CPU, seed), device=CPU)
+    return SimpleNamespace(
+        task=task, race=open_race(task, model, CPU, seed), device=CPU, target=TARGET
+    )
 
 
 def record_of(found: Any) -> RunRecord:
@@ -120,7 +125,9 @@ def test_another_processor_may_judge_one_sample_otherwise(
 
     def moved(by: float, device: str = "cpu") -> Any:
         race = replace(before.race, scores=Scores(accuracy - by, {}))
-        return SimpleNamespace(task=before.task, race=race, device=torch.device(device))
+        return SimpleNamespace(
+            task=before.task, race=race, device=torch.device(device), target=TARGET
+        )
 
     record = record_of(before)
     with pytest.raises(RunFolderError, match="another metric or other data"):
@@ -135,7 +142,9 @@ def test_another_processor_may_judge_one_sample_otherwise(
 
 def test_what_is_not_in_memory_is_compared_by_its_scores(tmp_path: Path) -> None:
     before = problem()
-    now = SimpleNamespace(task=before.task, race=replace(before.race, split=""), device=CPU)
+    now = SimpleNamespace(
+        task=before.task, race=replace(before.race, split=""), device=CPU, target=TARGET
+    )
     check_judged(tmp_path, record_of(before), now)
 
 
@@ -160,3 +169,14 @@ def test_files_of_another_study_are_not_mixed_with_those_of_this_one(tmp_path: P
     for others in ([point(1, 3)], [point(7, 4)], [point(0, 8, is_uniform=True), point(2, 4)]):
         with pytest.raises(RunFolderError, match=r"of another study than 'one'; choose another"):
             check_study(tmp_path, others, study)
+
+
+def test_files_in_integers_throughout_are_not_mixed_with_those_of_before(tmp_path: Path) -> None:
+    given = problem()
+    given.target = SimpleNamespace(integers_only=True)
+    now = judged_by(given)
+    assert now["simulation"] == 2
+    check_judged(tmp_path, RunRecord(judged=now), given)
+    before = {name: value for name, value in now.items() if name != "simulation"}
+    with pytest.raises(RunFolderError, match="simulated other roundings"):
+        check_judged(tmp_path, RunRecord(judged=before), given)

@@ -25,6 +25,7 @@ from autocompress.differences import relative_difference
 from autocompress.export.float_graph.float_graph import FloatGraph, export_float
 from autocompress.export.float_graph.shared_graph import LEAST_BYTES, SharedGraph, set_aside
 from autocompress.export.float_graph.trace import ordered_outputs
+from autocompress.model.plain.attention import SMALL
 from autocompress.model_digest import model_digest
 from autocompress.results.tensor_files import read_tensors, tensor_bytes
 from autocompress.task.batches import (
@@ -40,7 +41,7 @@ from autocompress.task.calls import run_model
 from autocompress.task.copies import named_state
 from autocompress.task.free_shapes import FreeDimension
 
-FORMAT = "7"  # part of every key; raised when the tracing or cleaning of graphs changes
+FORMAT = "8"  # part of every key; raised when the tracing or cleaning of graphs changes
 TOOLS = (torch, onnx, onnx_ir, onnxscript, onnxruntime)
 DISK_BYTES = 256 << 20
 TOLERANCE = 1e-4  # of the largest output: another order of sums, and nothing else
@@ -115,7 +116,7 @@ def _key(
     free: Sequence[FreeDimension] | None,
     source: str,
 ) -> str:
-    shapes = []
+    shapes, known = [], _known_names(model)
     for name, value in named_state(model).items():
         shapes.append((name, tuple(value.shape), str(value.dtype)))
     called = list(example_inputs) if isinstance(example_inputs, Mapping) else None
@@ -130,7 +131,7 @@ def _key(
                 FORMAT,
                 repr(model),
                 getattr(model, "code", ""),
-                model_digest(model, _weights(model)),
+                model_digest(model, {n: v for n, v in _weights(model).items() if n not in known}),
                 shapes,
                 called,
                 inputs,
@@ -140,6 +141,20 @@ def _key(
             )
         )
     )
+
+
+def _known_names(model: nn.Module) -> set[str]:
+    """Return the parameters and buffers whose values a tracer may write into the graph.
+
+    These are small ones of the user's own modules, which may branch on them.
+    """
+    names = set()
+    for prefix, module in model.named_modules():
+        if type(module).__module__.partition(".")[0] in ("torch", "autocompress"):
+            continue
+        own = (*module.named_parameters(prefix, False), *module.named_buffers(prefix, False))
+        names |= {name for name, value in own if value.numel() <= SMALL}
+    return names
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,8 +35,7 @@ def split_modules(model: nn.Module) -> nn.Module:
         The copy.
     """
     model = copied(model, None, shares_weights=True)
-    others = {name: _split(module) for name, module in model.named_modules()}
-    return with_others(model, {n: m for n, m in others.items() if m is not model.get_submodule(n)})
+    return with_others(model, _splits(model))
 
 
 def with_others(model: nn.Module, others: Mapping[str, nn.Module]) -> nn.Module:
@@ -118,4 +118,24 @@ def fused_modules(model: nn.Module) -> bool:
     Returns:
         True if it has a fused module that can be split.
     """
-    return any(_split(module) is not module for module in model.modules())
+    return bool(_splits(model))
+
+
+def _splits(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that take the places of fused ones, by name.
+
+    A transposed convolution whose weight another module has too stays whole: split, it would have
+    a copy, which the file holds twice.
+    """
+    holders = Counter(
+        id(own) for module in model.modules() for own in module.parameters(recurse=False)
+    )
+    found = {}
+    for name, module in model.named_modules():
+        is_transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d))
+        if is_transposed and holders[id(module.weight)] > 1:
+            continue
+        other = _split(module)
+        if other is not module:
+            found[name] = other
+    return found

@@ -101,11 +101,13 @@ class Branching(nn.Module):
         self.loose = torch.tensor(changed.get("loose", 10.0))
         self.register_buffer("count", torch.tensor(changed.get("count", 10)))
         self.register_buffer("on", torch.tensor(changed.get("on", True)))
+        self.register_buffer("known", torch.tensor(changed.get("known", 10.0)))
         self.register_buffer("hidden", torch.tensor(changed.get("hidden", 10.0)), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.fc(x)
-        for limit in (self.limit, *self.settings["limits"], self.loose, self.count, self.hidden):
+        limits = (self.limit, *self.settings["limits"], self.loose, self.count, self.hidden)
+        for limit in (*limits, self.known.item()):
             y = torch.where(x[:, :1] > limit, -y, y)
         return torch.where((x[:, :1] > 20) & self.on, 2 * y, y)
 
@@ -119,6 +121,7 @@ def test_values_that_decide_beyond_the_example_are_part_of_the_key(
     tmp_path: Path, exports: list[int]
 ) -> None:
     others = {"limit": 5.0, "inner": 5.0, "loose": 5.0, "count": 5, "hidden": 5.0, "on": False}
+    others["known"] = 5.0  # a float32 that the tracer writes into the graph
     x = torch.tensor([[0.5], [7.0], [12.0], [30.0]]) * torch.ones(1, 6)
     exported(Branching().eval(), X, (), tmp_path)
     for i, (name, value) in enumerate(others.items()):

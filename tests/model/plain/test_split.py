@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from autocompress.model.plain.attention import SplitAttention
 from autocompress.model.plain.recurrent import SplitRecurrent
 from autocompress.model.plain.split import fused_modules, split_modules, with_others
+from autocompress.model.plain.transposed import SplitTransposed
 
 
 def test_fused_modules_are_split_at_any_depth_in_a_copy() -> None:
@@ -106,3 +107,11 @@ def test_a_fused_module_in_a_list_is_split_there_too() -> None:
 
     split = split_modules(Listed(nn.GRU(3, 2), nn.ReLU()))
     assert isinstance(split.held[0]["module"], SplitRecurrent)
+
+
+def test_a_transposed_convolution_with_a_tied_weight_stays_whole() -> None:
+    tied, alone = nn.ConvTranspose2d(6, 2, 3), nn.ConvTranspose2d(2, 4, 2)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), tied, alone)
+    tied.weight = model[0].weight
+    kinds = [type(module) for module in split_modules(model)]
+    assert kinds == [nn.Conv2d, nn.ConvTranspose2d, SplitTransposed]

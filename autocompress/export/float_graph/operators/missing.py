@@ -1,8 +1,8 @@
 """Compute operators that the exporter has no right translation for by others that it has.
 
-PyTorch 2.13 translates no adaptive max pooling, distances of rows, running maxima, medians,
-searches in sorted rows or inverses. Each function takes the arguments of its operator, and may
-return NotImplemented.
+PyTorch 2.13 translates no adaptive max pooling over windows of unequal sizes, distances of rows,
+running maxima, medians, searches in sorted rows or inverses. Each function takes the arguments of
+its operator, and may return NotImplemented.
 """
 
 from __future__ import annotations
@@ -32,10 +32,18 @@ def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> Pair:
     Returns:
         Values and places in the flat dimensions, both (..., *output_size).
     """
-    windows = _windows(x, output_size)
-    values = _pooled(x, windows, torch.amax)
     count = len(output_size)
     sizes = x.shape[-count:]
+    if all(n == 1 for n in output_size):
+        place = x.flatten(-count).argmax(-1)
+        return x.amax(tuple(range(-count, 0)), keepdim=True), place[(..., *[None] * count)]
+    if all(size % n == 0 for size, n in zip(sizes, output_size, strict=True)):
+        aten = torch.ops.aten
+        pool = aten.max_pool2d_with_indices if count == 2 else aten.max_pool3d_with_indices
+        even: Pair = pool(x, [size // n for size, n in zip(sizes, output_size, strict=True)])
+        return even
+    windows = _windows(x, output_size)
+    values = _pooled(x, windows, torch.amax)
     places = [_place(x, sizes, window) for window in product(*windows)]
     return values, torch.stack(places, -1).view(*x.shape[:-count], *output_size)
 

@@ -170,8 +170,11 @@ def _subtracted_from(self: Any, other: Any, alpha: Any = 1) -> Any:
     floating = self.dtype.is_floating_point()
     if isinstance(other, float) and not floating:
         self, floating = op.Cast(self, to=TensorProto.FLOAT), True
-    if floating:
-        other, alpha = float(other), float(alpha)
+    if not isinstance(other, (int, float)):  # a size of an input
+        other = op.CastLike(other, self)
+    elif floating:
+        other = float(other)
+    alpha = float(alpha) if floating else alpha
     return op.Sub(other, self if alpha == 1 else op.Mul(self, alpha))
 
 

@@ -48,6 +48,18 @@ CALLS: dict[str, tuple[Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]]
         (steps(3, 5, 7, 6), (3, 2, 4)),
         {},
     ),
+    "even windows": (
+        missing._adaptive_max_pool,
+        aten.adaptive_max_pool2d,
+        (steps(2, 3, 12, 8), (4, 2)),
+        {},
+    ),
+    "one window": (
+        missing._adaptive_max_pool,
+        aten.adaptive_max_pool3d,
+        (values(3, 5, 7, 6), (1, 1, 1)),
+        {},
+    ),
     "larger": (missing._adaptive_max_pool, aten.adaptive_max_pool2d, (values(1, 3, 3), (4, 7)), {}),
     "means 3d": (
         missing._adaptive_avg_pool,

@@ -103,6 +103,19 @@ def test_operands_are_brought_to_one_type(use: Callable[[Tensor], Tensor]) -> No
     assert (graph.dynamic_batch, graph.fixed) == (True, ())
 
 
+def test_a_size_minus_floats_leaves_the_length_free() -> None:
+    free = [FreeDimension(0, 0, "x", "batch"), FreeDimension(0, 1, "x", "length")]
+    graph = export_float(Missing().eval(), torch.zeros(1, 4), (), free)
+    assert (graph.dynamic_batch, graph.fixed) == (True, ())
+
+
+class Missing(nn.Module):
+    """Count what is 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.shape[1] - (x != 0).float().sum(1)
+
+
 class Reader(nn.Module):
     def __init__(self, **options: Any) -> None:
         super().__init__()
