@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -31,11 +32,21 @@ class Place(NamedTuple):
 
 
 def _silu(input: Tensor, inplace: bool = False) -> Tensor:
-    return input * torch.sigmoid(input)
+    result = input * torch.sigmoid(input)
+    return _written(input, result) if inplace else result
+
+
+def _written(place: Tensor, result: Tensor) -> Tensor:
+    """Write a result over what an operator in place has read; a backward pass may need that."""
+    return result if torch.is_grad_enabled() else place.copy_(result)
 
 
 # Functions that files compute in two steps, of which the first one is rounded too.
-STEPS: Mapping[str, Callable[..., Tensor]] = {"silu": _silu, "silu_": _silu, "silu.default": _silu}
+STEPS: Mapping[str, Callable[..., Tensor]] = {
+    "silu": _silu,
+    "silu_": partial(_silu, inplace=True),
+    "silu.default": _silu,
+}
 
 
 class Between(TorchFunctionMode):
@@ -116,4 +127,7 @@ class Between(TorchFunctionMode):
         if self.results is not None:
             self.results.append((place, result.detach().clone()))
         quantizer = self.quantizers.get(place)
-        return result if quantizer is None else quantizer(result)
+        if quantizer is None:
+            return result
+        rounded = quantizer(result)
+        return _written(result, rounded) if args and result is args[0] else rounded

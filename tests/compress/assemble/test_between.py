@@ -77,3 +77,24 @@ def test_a_block_that_is_computed_again_is_rounded_again() -> None:
     with again:
         assert float(x + x) == 1.0
         assert float(x + x) == pytest.approx(0.6), "the second call"
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + 0.0
+        nn.functional.relu(y, inplace=True)
+        z = x + 0.0
+        nn.functional.silu(z, inplace=True)
+        return y + z
+
+
+def test_operators_in_place_write_what_is_rounded() -> None:
+    model, calls = InPlace(), Calls()
+    between = Between(calls)
+    model.register_forward_pre_hook(calls.restart)
+    between.watch(model, [])
+    between.quantizers = {Place("relu", 0): RangeQuantizer(ActivationRange(0.25, 0))}
+    x = torch.linspace(-1, 1, 7)
+    with torch.no_grad():
+        expected = 0.25 * (x.relu() / 0.25).round() + nn.functional.silu(x)
+        torch.testing.assert_close(model(x), expected)
