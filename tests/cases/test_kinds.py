@@ -330,15 +330,6 @@ class Exponential(nn.Module):
         return torch.linalg.matrix_exp(x.unflatten(1, (2, 4))[..., :2]).flatten(1)
 
 
-class TiedConvolutions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.down = nn.Conv1d(5, 3, 3, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv_transpose1d(self.down(x).relu(), self.down.weight)
-
-
 def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -363,7 +354,6 @@ def scripted() -> nn.Module:
             (8,),
             "no operator for aten.linalg_matrix_exp",
         ),
-        (TiedConvolutions, (5, 8), "no module can be compressed.* down"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

@@ -20,7 +20,7 @@ SEARCH = [
     ("metric_string", "task: metric returned 'good'; it must be a finite number"),
     ("metric_tensor", "task: metric returned a tensor of shape (64,); it must be a finite number"),
     ("forward_second", "model.forward fails: RuntimeError: second batch broke ({file}:62)"),
-    ("nan_rows", "values that are not finite, since the model's outputs hold NaN"),
+    ("nan_rows", "of 16 samples of a batch are NaN; expected numbers"),
 ]
 BOTH = [
     ("loader_raises", "task: validation cannot be read: OSError: file 2 is gone ({file}:78)"),

@@ -69,10 +69,11 @@ def assert_same(
     return [node.operator for node in flat_graph(flat.content).nodes]
 
 
-def model_graph(model: nn.Module, *inputs: torch.Tensor) -> ModelProto:
-    """Return the float graph of a model."""
+def model_graph(model: nn.Module, *inputs: torch.Tensor, is_plain: bool = True) -> ModelProto:
+    """Return the float graph of the plain form of a model, or of the model itself."""
     example = inputs[0] if len(inputs) == 1 else inputs
-    proto, _, _, weights, _ = exported(plain_model(model, example), example, (), None, None)
+    form = plain_model(model, example) if is_plain else model
+    proto, _, _, weights, _ = exported(form, example, (), None, None)
     return SharedGraph(proto, weights).whole()
 
 

@@ -107,10 +107,12 @@ def test_each_strategy_has_its_sampler(made) -> None:
     assert made("guided", "guided") == ("guided", (5, 2)), "two trials are enqueued"
     assert made("guided", "tpe") == ("stock", ("tpe", 5, 3)), "a resumed study has three trials"
     drop = factory.DEFAULT_DROP
-    assert made("progressive", "guided") == ("progressive", (pytest.approx(0.9 - drop), 5))
+    floor = pytest.approx(0.9 - drop)
+    assert made("progressive", "guided") == ("progressive", (floor, Limits(), 5))
     for drop in (0.05, 0.0):  # within rounding of the metric, a millionth of it
         limited = made("progressive", "guided", Limits(None, None, drop))
-        assert limited == ("progressive", (pytest.approx(0.9 - drop, abs=2e-6), 5))
+        floor = pytest.approx(0.9 - drop, abs=2e-6)
+        assert limited == ("progressive", (floor, Limits(None, None, drop), 5))
 
 
 def test_the_guided_sampler_proposes_after_the_enqueued_trials(

@@ -241,9 +241,10 @@ def test_shares_of_a_doubted_profile_are_the_models_own() -> None:
     right, doubted = table(runs()), table(with_spent(runs(), lost))
 
     class NoModules:
-        module_map = ()
+        module_map, digest = (), "of no modules"
 
-    shares = [where_time_goes(one, NoModules()) for one in (right, doubted)]
+    own = [replace(one, structure=NoModules.digest) for one in (right, doubted)]
+    shares = [where_time_goes(one, NoModules()) for one in own]
     assert doubted.note == shares[1]["note"]
     assert [row["operator"] for row in shares[1]["operators"]] == ["all operators"]
     assert shares[0]["modules_share"] == pytest.approx(320 / 345, abs=0.02)

@@ -18,9 +18,11 @@ from autocompress.targets.device.sessions import LITERT
 from autocompress.targets.figures import Figures
 
 
-def nodes_of(model: nn.Module, *inputs: torch.Tensor) -> dict[str, tuple[float, bool]]:
+def nodes_of(
+    model: nn.Module, *inputs: torch.Tensor, is_plain: bool = True
+) -> dict[str, tuple[float, bool]]:
     """Return (operations, if they are on integers) by operator."""
-    proto = model_graph(model.eval(), *inputs)
+    proto = model_graph(model.eval(), *inputs, is_plain=is_plain)
     sizes = {value.name: tuple(x.shape) for value, x in zip(proto.graph.input, inputs, strict=True)}
     return {n.operator: node_operations(n) for n in flat_nodes(translated(proto, sizes).content)}
 
@@ -31,7 +33,9 @@ def test_operations_are_those_of_the_model() -> None:
     assert plain["Conv"] == (2 * 6 * 36 * 4 * 9, False)
     depthwise = nodes_of(nn.Conv2d(4, 8, 3, groups=4, bias=False), picture)
     assert depthwise["Conv"] == (2 * 8 * 36 * 9, False), "each filter reads one channel"
-    up = nodes_of(nn.ConvTranspose2d(8, 16, 2, 2, bias=False), torch.randn(1, 8, 6, 6))
+    up = nodes_of(
+        nn.ConvTranspose2d(8, 16, 2, 2, bias=False), torch.randn(1, 8, 6, 6), is_plain=False
+    )
     assert up["ConvTranspose"] == (2 * 8 * 16 * 12 * 12, False), "each output has one product"
     linear = nodes_of(nn.Linear(16, 5), torch.randn(3, 16))
     assert linear["Gemm"] == (2 * 3 * 16 * 5, False)
