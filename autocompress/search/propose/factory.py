@@ -114,7 +114,9 @@ def memory_budget(bench: Problem, limits: Limits, allocator: Allocator) -> Memor
         return None
     flat = bench.builder.flat_shapes is not None
     feed = parts_of(bench.subject.feed)[-1][1]
-    activations = activations_of(bench.builder.lowered, feed, flat)
+    activations = activations_of(
+        bench.builder.lowered, feed, flat, chains=bench.builder.places is not None
+    )
     parts = (allocator, activations, bench.layout, limits.max_memory_bytes, bench.activation_bytes)
     return MemoryBudget.of(*parts, flat)
 
