@@ -55,7 +55,11 @@ class Activations:
 
 
 def activations_of(
-    lowered: LoweredModel, feed: Mapping[str, Any], flat: bool, chains: bool = False
+    lowered: LoweredModel,
+    feed: Mapping[str, Any],
+    flat: bool,
+    chains: bool = False,
+    ends: bool = False,
 ) -> Activations:
     """Return the activations of a float graph.
 
@@ -68,10 +72,11 @@ def activations_of(
         flat: True for LiteRT, which copies where ONNX Runtime gives a tensor another shape, and
             rounds sums only for a single reader.
         chains: True if files round what lies between layers too, sums of several readers among it.
+        ends: True if inputs and outputs of files are integers where files round them.
     """
     shapes = _shapes(lowered.proto, feed)
     inner = _inner(lowered)
-    walk = _Walk(shapes, flat, chains)
+    walk = _Walk(shapes, flat, chains, ends)
     for name in feed:
         walk.begin(name)
     for node in lowered.proto.graph.node:
@@ -133,8 +138,11 @@ def _inner(lowered: LoweredModel) -> dict[str, Site]:
 class _Walk:
     """Collect steps and tensors in the order of the graph."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], flat: bool, chains: bool) -> None:
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], flat: bool, chains: bool, ends: bool
+    ) -> None:
         self.shapes, self.flat, self.chains = shapes, flat, chains
+        self.outside = set[str]() if ends else {OTHERS}  # what writes inputs and reads outputs
         self.steps: list[Step] = []
         self.operators: list[str] = []
         self.makers: dict[str, dict[str, float]] = {}
@@ -144,7 +152,7 @@ class _Walk:
 
     def begin(self, name: str) -> None:
         """Add an input of the graph."""
-        self.makers[name], self.writers[name] = {}, {OTHERS}
+        self.makers[name], self.writers[name] = {}, {*self.outside}
 
     def add_site(self, site: Site) -> None:
         """Add a module with all that is fused to it."""
@@ -183,7 +191,7 @@ class _Walk:
     def finish(self, inputs: list[str], outputs: list[str]) -> Activations:
         """Return the activations of the steps so far."""
         for name in outputs:
-            self.readers[name].add(OTHERS)
+            self.readers[name] |= self.outside
         for name in reversed(list(self.makers)):
             for after in self.behind[name]:
                 self.readers[name] |= self.readers[after]

@@ -100,6 +100,10 @@ def test_integers_flow_through_gates_and_sums_of_files_that_round_between_layers
     assert found.readers[y] == {OTHERS}
     assert found.writers[x] == {OTHERS}
     assert found.writers[relu] == {"b", "stem"}
+    whole = activations_of(graph, FEED, flat=True, chains=True, ends=True)
+    assert not any(OTHERS in names for names in (*whole.writers, *whole.readers))
+    assert whole.readers[x] == {"stem"}
+    assert whole.writers[y] == found.writers[y]
 
 
 def test_the_shapes_of_the_feed_count_and_unknown_ones_take_nothing() -> None:
