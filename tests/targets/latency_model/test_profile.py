@@ -366,15 +366,13 @@ def test_versions_of_other_runtimes_do_not_matter(
     here = {"machine": "x", "processor": "p", "onnxruntime": "2.0", "litert": "1.0"}
     monkeypatch.setattr(stored_tables, "versions", lambda *_: here)
     target, path = find_target("litert-cpu", present=False), tmp_path / "table.json"
+    settings = {"target": "litert-cpu", "settings": target.settings}
+    settings["rules"] = profile.rules_of(target)
     for there in ({"onnxruntime": "1.0"}, {}):
         own = {key: here[key] for key in ("machine", "processor", "litert")}
-        made_table(target="litert-cpu", settings=target.settings, versions={**own, **there}).save(
-            path
-        )
+        made_table(**settings, versions={**own, **there}).save(path)
         assert load_table(subject(), target, path).versions == {**own, **there}
-    made_table(
-        target="litert-cpu", settings=target.settings, versions={**here, "litert": "0.9"}
-    ).save(path)
+    made_table(**settings, versions={**here, "litert": "0.9"}).save(path)
     with pytest.raises(TargetError, match=r"was measured with litert 0\.9 \(here 1\.0\); measure"):
         load_table(subject(), target, path)
 
