@@ -109,6 +109,7 @@ def quantized(source: Path, out: Path, feeds: Sequence[Mapping[str, Any]]) -> di
     for name in QUANTIZERS:
         path = out / name / MODEL_FILE
         if not path.exists():
+            shutil.rmtree(path.parent, ignore_errors=True)  # of one that was interrupted
             reason = _quantize_in_time(name, source, path, feeds)
             if reason:
                 print(f"    onnxruntime, {name}: {reason}", flush=True)

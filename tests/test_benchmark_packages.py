@@ -107,5 +107,8 @@ def test_a_quantizer_that_fails_or_takes_too_long_is_left_out(
     assert packages.quantized(source, tmp_path / "out", []) == {}
     assert "onnxruntime, rtn: " in capsys.readouterr().out
     assert not (tmp_path / "out" / "rtn").exists()
+    (tmp_path / "out" / "rtn").mkdir(parents=True)  # of one that was interrupted
+    assert packages.quantized(source, tmp_path / "out", []) == {}
+    assert "its process ended" not in capsys.readouterr().out
     words = packages._quantize_in_time("rtn", source, tmp_path / "late" / "model.onnx", [], 0.001)
     assert words == "no file after 0.001 minutes"

@@ -31,7 +31,7 @@ from autocompress.export.float_graph.shared_graph import SharedGraph
 from autocompress.export.float_graph.trace import ordered_outputs
 from autocompress.export.genai.phases import unpadded
 from autocompress.export.litert.chains import FIXED, fixed, observed, places
-from autocompress.export.lowering.calibrate import calibrate
+from autocompress.export.lowering.calibrate import calibrate, of_batch
 from autocompress.export.lowering.called import as_called, with_lookups
 from autocompress.export.lowering.lower import LoweredModel, find_norms, lower
 from autocompress.model.channel_group import ChannelGroup
@@ -99,6 +99,7 @@ def prepare(
     size = batch_size(task.example_inputs)
     between = observed(lowered.proto) if chains else {}
     ranges = calibrate(lowered, samples, size, activation_range, kernels.rows, tuple(between))
+    between = {name: kind for name, kind in between.items() if name in ranges}
     ranges |= {fixed(name): FIXED[kind] for name, kind in between.items() if kind in FIXED}
     device = device or torch.device("cpu")
     statistics = collect_statistics(teacher.to(device), module_map, samples, device)
@@ -111,11 +112,21 @@ def prepare(
     evidence = Evidence(teacher, statistics, task_losses(task), batches=norms)
     builder = Builder(lowered, module_map, evidence, ranges, file, kernels)
     if chains:
-        builder = replace(builder, places=_places(builder, samples[0], list(between)))
+        builder = replace(
+            builder, places=_places(builder, _shown(lowered, samples, size), list(between))
+        )
     report("checking what can be pruned", 0.0)
     # A decoder with a cache computes something else than the model in padded samples.
     inputs = _without_padding(task, samples) if lowered.caches else samples[0]
     return _with_prunable_groups(builder, inputs, outputs)
+
+
+def _shown(lowered: LoweredModel, samples: Sequence[Inputs], size: int) -> Inputs:
+    """Return a calibration batch that a graph takes; the example, often of zeros, if none is."""
+    if lowered.dynamic_batch:
+        return samples[0]
+    fitting = (of_batch(inputs, size) for inputs in samples[1:])
+    return next((inputs for inputs in fitting if inputs is not None), samples[0])
 
 
 def _places(builder: Builder, inputs: Inputs, tensors: Sequence[str]) -> dict[str, Place]:

@@ -59,7 +59,8 @@ class Target:
             processor. Otherwise they take all 8 bits where this machine's products are exact.
         integer_ends: True if inputs and outputs of .tflite files are int8 where files round them.
         integers_only: True if rounded weights are computed with on 8-bit inputs and outputs of
-            calibrated ranges alone, and 8-bit inputs with rounded weights.
+            calibrated ranges alone, and 8-bit inputs with rounded weights. Results between rounded
+            layers are rounded too.
         operators: types of operators that .tflite files may have; () for all.
         figures: of a device that is not at hand, whose latency is computed, else None.
         phase: for decoders with a cache, whose graph onnxruntime-genai's model builder makes: the

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hand_made import lowered
+from onnx import helper
 from torch import Tensor, nn
 
 from autocompress import Task, find_modules
@@ -115,3 +118,13 @@ class Deciding(nn.Module):
 def test_outputs_that_are_no_floats_are_compared_too() -> None:
     groups = prepared(Deciding().eval(), torch.rand(2, 6)).module_map.groups
     assert {group.name: group.reason for group in groups}["first"] is None
+
+
+def test_calls_are_found_by_a_calibration_batch_where_the_graph_has_one_size() -> None:
+    example, few, many = torch.zeros(2, 4), torch.ones(1, 4), torch.arange(12.0).view(3, 4)
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    graph = lowered(nodes, {}, {"x": [2, 4]}, ["y"])
+    fixed = replace(graph, dynamic_batch=False)
+    assert torch.equal(module._shown(fixed, [example, few, many], 2), many[:2])
+    assert module._shown(fixed, [example, few], 2) is example
+    assert module._shown(graph, [few, many], 2) is few

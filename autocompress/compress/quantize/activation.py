@@ -24,6 +24,7 @@ from autocompress.compress.quantize.ranges import (
 )
 
 BINS = 8192
+LARGEST = 1e37  # magnitude of a value: spans of larger ones overflow float32
 PERCENTILE = 0.9999
 UINT8, UINT16 = (0, 255), (0, 65535)
 
@@ -116,7 +117,7 @@ class Observer:
             values: any shape; an empty tensor changes nothing.
 
         Raises:
-            ValueError: if a value is NaN or infinite.
+            ValueError: if a value is NaN, infinite or beyond `LARGEST`.
         """
         values = values.detach().float().flatten()
         if not len(values):
@@ -124,6 +125,8 @@ class Observer:
         low, high = (float(x) for x in torch.aminmax(values))
         if not np.isfinite([low, high]).all():
             raise ValueError("activation holds NaN or infinity")
+        if max(-low, high) > LARGEST:
+            raise ValueError(f"activation holds a number beyond {LARGEST:g}")
         self.low, self.high = min(self.low, low), max(self.high, high)
         largest = max(-self.low, self.high)
         if largest > self.reach:

@@ -143,8 +143,9 @@ class DecoderSource:
             noise = {names[name]: numbers for name, numbers in made.noise.items()}
             proto = with_model_names(made.proto, noise, made.array_of)
             unround_factor(proto, names.get(TABLE, ""))
-            compute_tables(proto, table_rates(config))
             papers = made.papers
+            size = json.loads(papers[CONFIG])["model"]["decoder"]["head_size"]
+            compute_tables(proto, table_rates({"head_dim": size, **config}))
         if self.has_pictures and isinstance(model, ReadsPictures):
             reading = model.reading()
             self._join(model, proto, names, reading)
@@ -175,10 +176,17 @@ class DecoderSource:
         return proto, {CONFIG: with_sounds(papers[CONFIG])}
 
     def _decoder(self, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the language model and its config; {} where the folder has none."""
+        """Return the language model and its config; {} where the folder has none.
+
+        What the folder's config leaves out is as in its class, where the plain form has a config.
+        """
         if not self.has_pictures:
             place = Path(self.known.folder) / MODEL_CONFIG
-            return model, dict(read_json(place)) if place.is_file() else {}
+            if not place.is_file():
+                return model, {}
+            own: Any = getattr(model, "config", None)
+            usual = {} if own is None else own.to_dict()
+            return model, {**usual, **read_json(place)}
         if not isinstance(model, ReadsPictures):
             raise _own_code("pictures")
         return model.decoder()

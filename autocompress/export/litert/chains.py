@@ -147,11 +147,14 @@ def places(values: Mapping[str, Array], results: Iterable[tuple[Place, Array]]) 
         results: of the calls in their order, for the same inputs.
 
     Returns:
-        Place by tensor. One that no call computes is left out.
+        Place by tensor. One that no call computes is left out, and one of equal elements, which
+        many calls may compute.
     """
     rest, found = list(results), dict[str, Place]()
     for name, value in values.items():
         wanted = value.reshape(-1)
+        if not (wanted != wanted[:1]).any():
+            continue
         for i, (place, result) in enumerate(rest):
             if result.size != wanted.size:
                 continue
@@ -227,6 +230,8 @@ def _within(graph: _Graph, end: str, at: ActivationRange) -> bool:
         return True
     low, high = graph.ends[end]
     lowest, highest = -at.zero_point * at.scale, (255 - at.zero_point) * at.scale
+    if low != -np.inf and at.zero_point != 0:
+        return False  # training may stretch a range below 0, and no end holds it there
     return low <= lowest + at.scale / 2 and highest <= high + at.scale / 2
 
 

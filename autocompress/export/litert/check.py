@@ -36,8 +36,8 @@ def with_flat_files(builder: Builder, task: Task) -> Builder:
         ExportError: LiteRT lacks an operator, does not open the float file, or computes something
             else with it than ONNX Runtime.
     """
-    flat = replace(builder, flat_shapes=_shapes(builder, task.example_inputs))
-    graph, session = builder.float_file.whole(), builder.float_file.session()
+    flat = _translatable(replace(builder, flat_shapes=_shapes(builder, task.example_inputs)))
+    graph, session = flat.float_file.whole(), flat.float_file.session()
     for inputs in flat_samples(builder, task):
         outputs = flat_outputs(flat, graph, inputs)
         expected = session.run(None, builder.lowered.feed(inputs))
@@ -48,6 +48,20 @@ def with_flat_files(builder: Builder, task: Task) -> Builder:
                     f"export: the float .tflite file computes something else than the model "
                     f"(relative difference {difference:.2g}); nearest: --target onnxruntime-cpu"
                 )
+    return flat
+
+
+def _translatable(flat: Builder) -> Builder:
+    """Return a builder whose float file is of the split model, if LiteRT lacks a fused operator."""
+    try:
+        flat.content(flat.float_file.whole())
+    except ExportError as error:
+        split = replace(flat, float_file=flat.lowered.shared)
+        try:
+            split.content(split.float_file.whole())
+        except ExportError:
+            raise error from None  # of the operator that the model has
+        return split
     return flat
 
 

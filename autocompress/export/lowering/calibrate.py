@@ -40,15 +40,17 @@ def calibrate(
             cut, smaller ones skipped.
         method: how the range is chosen, as in `Observer.range`.
         linear_outputs: measure outputs of linear modules too.
-        more: further tensors to measure.
+        more: further tensors to measure. One that holds values without a range, such as scores of
+            attention masked by minus infinity, is left out.
 
     Returns:
         range by tensor name.
 
     Raises:
-        NotComputableError: a value is not finite.
+        NotComputableError: a value that a module reads or writes has no range.
     """
-    observers = {name: Observer() for name in [*_observed(lowered, linear_outputs), *more]}
+    needed = _observed(lowered, linear_outputs)
+    observers = {name: Observer() for name in [*needed, *more]}
     if not observers:
         return {}
     inputs = set(lowered.input_names)
@@ -63,25 +65,47 @@ def calibrate(
     groups: list[list[str]] = []
     largest = 0
     for batch in batches:
-        if not lowered.dynamic_batch and batch_size(batch) != static_batch:
-            if batch_size(batch) < static_batch:
+        if not lowered.dynamic_batch:
+            whole = of_batch(batch, static_batch)
+            if whole is None:
                 continue
-            batch = map_inputs(batch, lambda x: x[:static_batch] if x.dim() else x)
+            batch = whole
         feed = lowered.feed(batch)
-        _see(observers, {name: feed[name] for name in observers if name in inputs})
+        _see(observers, {name: feed[name] for name in observers if name in inputs}, needed)
         size = sum(value.size for value in feed.values())
         if size > largest:  # a longer batch has larger tensors
             groups, largest = _groups(session, fetched, lowered, batch), size
         for group in groups:
-            _see(observers, dict(zip(group, session.run(group, feed), strict=True)))
+            _see(observers, dict(zip(group, session.run(group, feed), strict=True)), needed)
     return {name: observer.range(method) for name, observer in observers.items()}
 
 
-def _see(observers: Mapping[str, Observer], values: Mapping[str, NDArray[Any]]) -> None:
+def of_batch(inputs: Inputs, size: int) -> Inputs | None:
+    """Return the first samples of a batch; None if it has too few.
+
+    Args:
+        inputs: the batch; numbers among them are not cut.
+        size: number of samples.
+    """
+    count = batch_size(inputs)
+    if count <= size:
+        return inputs if count == size else None
+    return map_inputs(inputs, lambda x: x[:size] if x.dim() else x)
+
+
+def _see(
+    observers: dict[str, Observer], values: Mapping[str, NDArray[Any]], needed: Collection[str]
+) -> None:
+    """Show values to their observers; drop the observer of one without a range, unless needed."""
     for name, value in values.items():
+        if name not in observers:
+            continue
         try:
             observers[name].see(torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)))
         except ValueError as error:
+            if name not in needed:
+                del observers[name]
+                continue
             raise NotComputableError(
                 f"calibration: tensor {name}: {error}; check the calibration data"
             ) from error

@@ -6,7 +6,7 @@ From these a search predicts the memory of candidates without building their fil
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, shape_inference
 
 from autocompress.export.float_graph.subgraphs import reads
+from autocompress.export.litert.chains import CHANGES, FIXED, OWN, SAME
 from autocompress.export.lowering.lower import LoweredModel, Site
 from autocompress.targets.memory.executed import shared_places
 from autocompress.targets.memory.lifetimes import Step, lifetimes
 
 # Operators through which integers flow, where all that they read and all readers are integers.
-FLOWS = (
+FLOWS: Collection[str] = (
     *("Add", "Concat", "GlobalAveragePool", "MaxPool", "AveragePool", "Relu", "Clip", "Dropout"),
     *("Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze", "ReduceMean"),
 )
+# Those of files that round between layers too.
+CHAINS = frozenset((*OWN, *SAME, *FIXED, *CHANGES, "Dropout", "Identity", "MaxPool", "Relu"))
 # Stands among modules for operators that compute with floats, inputs and outputs.
 OTHERS = "<others>"
 
@@ -51,7 +54,13 @@ class Activations:
     readers: tuple[frozenset[str], ...]
 
 
-def activations_of(lowered: LoweredModel, feed: Mapping[str, Any], flat: bool) -> Activations:
+def activations_of(
+    lowered: LoweredModel,
+    feed: Mapping[str, Any],
+    flat: bool,
+    chains: bool = False,
+    ends: bool = False,
+) -> Activations:
     """Return the activations of a float graph.
 
     What lies between a module and the end of its bias, normalisation and ReLU is left out: runtimes
@@ -62,10 +71,12 @@ def activations_of(lowered: LoweredModel, feed: Mapping[str, Any], flat: bool) -
         feed: inputs by name.
         flat: True for LiteRT, which copies where ONNX Runtime gives a tensor another shape, and
             rounds sums only for a single reader.
+        chains: True if files round what lies between layers too, sums of several readers among it.
+        ends: True if inputs and outputs of files are integers where files round them.
     """
     shapes = _shapes(lowered.proto, feed)
     inner = _inner(lowered)
-    walk = _Walk(shapes, flat)
+    walk = _Walk(shapes, flat, chains, ends)
     for name in feed:
         walk.begin(name)
     for node in lowered.proto.graph.node:
@@ -127,8 +138,11 @@ def _inner(lowered: LoweredModel) -> dict[str, Site]:
 class _Walk:
     """Collect steps and tensors in the order of the graph."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], flat: bool) -> None:
-        self.shapes, self.flat = shapes, flat
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, int]], flat: bool, chains: bool, ends: bool
+    ) -> None:
+        self.shapes, self.flat, self.chains = shapes, flat, chains
+        self.outside = set[str]() if ends else {OTHERS}  # what writes inputs and reads outputs
         self.steps: list[Step] = []
         self.operators: list[str] = []
         self.makers: dict[str, dict[str, float]] = {}
@@ -138,7 +152,7 @@ class _Walk:
 
     def begin(self, name: str) -> None:
         """Add an input of the graph."""
-        self.makers[name], self.writers[name] = {}, {OTHERS}
+        self.makers[name], self.writers[name] = {}, {*self.outside}
 
     def add_site(self, site: Site) -> None:
         """Add a module with all that is fused to it."""
@@ -154,7 +168,7 @@ class _Walk:
         if not read:
             return
         written = [name for name in node.output if name]
-        flows = node.op_type in FLOWS
+        flows = node.op_type in (CHAINS if self.chains else FLOWS)
         for name in read:
             if flows:
                 self.behind[name] += written
@@ -177,11 +191,11 @@ class _Walk:
     def finish(self, inputs: list[str], outputs: list[str]) -> Activations:
         """Return the activations of the steps so far."""
         for name in outputs:
-            self.readers[name].add(OTHERS)
+            self.readers[name] |= self.outside
         for name in reversed(list(self.makers)):
             for after in self.behind[name]:
                 self.readers[name] |= self.readers[after]
-        if self.flat:
+        if self.flat and not self.chains:
             self._sums_of_several_readers()
         sizes = {name: count * width for name, (count, width) in self.shapes.items()}
         fixed, places = {*inputs, *outputs}, dict[Any, Any]()

@@ -114,7 +114,8 @@ def memory_budget(bench: Problem, limits: Limits, allocator: Allocator) -> Memor
         return None
     flat = bench.builder.flat_shapes is not None
     feed = parts_of(bench.subject.feed)[-1][1]
-    activations = activations_of(bench.builder.lowered, feed, flat)
+    chains, ends = bench.builder.places is not None, bench.builder.integer_ends
+    activations = activations_of(bench.builder.lowered, feed, flat, chains, ends)
     parts = (allocator, activations, bench.layout, limits.max_memory_bytes, bench.activation_bytes)
     return MemoryBudget.of(*parts, flat)
 

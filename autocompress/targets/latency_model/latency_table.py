@@ -51,6 +51,8 @@ class LatencyTable:
             They are predicted by the roofline of their class.
         model_s: seconds that measuring one model took; 0 if not known.
         structure: `Layout.digest` of the measured model; "" in files of earlier versions.
+        rules: versions of the code that its latencies depend on; () for targets without any, and in
+            files of earlier versions.
     """
 
     target: str
@@ -69,6 +71,7 @@ class LatencyTable:
     estimated: tuple[tuple[str, str], ...] = ()
     model_s: float = 0.0
     structure: str = ""
+    rules: tuple[int, ...] = ()
 
     @cached_property
     def doubt(self) -> str:
@@ -356,7 +359,7 @@ class LatencyTable:
         Raises:
             TargetError: if the tables differ in one of these.
         """
-        for what in ("target", "versions", "settings"):
+        for what in ("target", "versions", "settings", "rules"):
             mine, others = getattr(self, what), getattr(other, what)
             if mine != others:
                 raise TargetError(
@@ -425,6 +428,7 @@ class LatencyTable:
                 data.pop(derived)
             data["settings"] = SessionSettings.from_json(data["settings"])
             data["tuning"] = tuple(data["tuning"])
+            data["rules"] = tuple(data.get("rules", ()))
             data["estimated"] = tuple((signature, form) for signature, form in data["estimated"])
             table = cls(runs=runs_of(tables), known=known_of(tables["known"]), **data)
             if not any(run.spent for run in table.runs):

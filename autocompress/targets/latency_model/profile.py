@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autocompress.candidate import Candidate
+from autocompress.targets.analytic import RULES
 from autocompress.targets.device.job import Job, Report, tune_settings
 from autocompress.targets.device.memory import large_blocks_freed_at_once
 from autocompress.targets.device.result import JobResult
@@ -37,6 +38,8 @@ from autocompress.targets.latency_model.run import Known, Place, Run
 from autocompress.targets.target import Target
 from autocompress.targets.workload import workload
 
+# Raised when the operators of .tflite files change; tables of other versions are measured again.
+FLAT_FILES = 2
 BUDGET_S = 36.0  # for timing whole models
 KEPT_BYTES = 2 << 30  # of files while they are measured
 LEAST = 2  # models to measure in any case: the untouched one, and the mixture of most forms
@@ -204,7 +207,21 @@ def table_of(
         unshown_forms(subject, [run.work for run in runs if run.spent], known),
         result.model_s,
         subject.layout.digest,
+        rules_of(target),
     )
+
+
+def rules_of(target: Target) -> tuple[int, ...]:
+    """Return the versions of the code, beside the runtime's, that a target's latencies depend on.
+
+    Args:
+        target: counts operators by `RULES` if it has figures, and has files of `FLAT_FILES` if it
+            is of LiteRT.
+
+    Returns:
+        () for others.
+    """
+    return (*([RULES] if target.figures else ()), *([FLAT_FILES] if target.litert else ()))
 
 
 def runs_of_result(

@@ -10,18 +10,14 @@ from typing import Any
 from autocompress.cache import Cache, cache_folder, key_of
 from autocompress.errors import TargetError
 from autocompress.integer_form import IntegerForm
-from autocompress.targets.analytic import RULES
 from autocompress.targets.device.job import Report
 from autocompress.targets.device.litert.nodes import profile_digest
 from autocompress.targets.device.result import JobResult, read_result, versions
 from autocompress.targets.kernel_arithmetic import products_saturate
 from autocompress.targets.latency_model.latency_table import LatencyTable
 from autocompress.targets.latency_model.plan import Plan, Subject, all_forms, uniform_candidate
-from autocompress.targets.latency_model.profile import measure_table, table_of
+from autocompress.targets.latency_model.profile import measure_table, rules_of, table_of
 from autocompress.targets.target import Target
-
-# Version of the operators of .tflite files: of 1, fewer computed with integers.
-FLAT_FILES = 2
 
 
 def table_key(subject: Subject, target: Target) -> str:
@@ -41,9 +37,9 @@ def table_key(subject: Subject, target: Target) -> str:
         sorted(layout.multiples.items()),
         layout.digest,
         target.integer_ends,
+        target.integers_only,
+        *rules_of(target),
     ]
-    content += [RULES] if target.figures else []
-    content += [FLAT_FILES] if target.litert else []
     for module in layout.module_map:
         options = subject.choices[module.name]
         content.append(sorted(layout.form(module, option) for option in options))
@@ -122,6 +118,7 @@ def unmeasured(subject: Subject, target: Target) -> LatencyTable:
         dict(layout.multiples),
         layout.integer_forms,
         structure=layout.digest,
+        rules=rules_of(target),
     )
 
 
@@ -175,6 +172,11 @@ def load_table(subject: Subject, target: Target, path: Path) -> LatencyTable:
         raise TargetError(
             f"{path}: table of target {target.name} with {other}; measure it again with: "
             "autocompress profile TASK --target T --out FILE"
+        )
+    if table.rules != rules_of(target):
+        raise TargetError(
+            f"{path}: was measured by another version of autocompress, whose files have other "
+            "operators; measure it again with: autocompress profile TASK --target T --out FILE"
         )
     # Versions of other runtimes do not matter.
     own = ("machine", "processor", target.settings.runtime)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper
-from small_decoders import FAMILIES, TARGET, decoder_task
+from small_decoders import FAMILIES, TARGET, decoder, decoder_task
+from small_folders import texts
 from torch import nn
 
 import autocompress as ac
@@ -24,6 +27,7 @@ from autocompress.export.genai.source import DecoderSource, decoder_source
 from autocompress.export.identity import check_identity
 from autocompress.export.subject import builder_for
 from autocompress.measure.prepare import prepared
+from autocompress.model.plain.plain import plain_model
 from autocompress.targets.device.sessions import open_session
 from autocompress.targets.target import find_target
 from autocompress.task.calls import call_model
@@ -135,3 +139,49 @@ def test_graphs_with_further_inputs_are_refused(
     decoder = DecoderSource(known, {"input_ids": ids, "attention_mask": ids})
     with pytest.raises(ExportError, match="got the input position_ids; nearest"):
         decoder.graph(nn.Linear(2, 2))
+
+
+def without(folder: Path, name: str) -> Any:
+    """Take an entry out of the config of a folder, and return it."""
+    place = folder / "config.json"
+    content = json.loads(place.read_text())
+    value = content.pop(name)
+    place.write_text(json.dumps(content))
+    return value
+
+
+def test_a_window_that_a_config_leaves_out_is_that_of_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = prepared(decoder_task(tmp_path, "mistral, window"))
+    assert task.pretrained is not None
+    window = without(Path(task.pretrained.folder), "sliding_window")
+    asked: list[dict[str, Any]] = []
+
+    def built(model: nn.Module, known: Pretrained, config: dict[str, Any]) -> Any:
+        asked.append(config)
+        raise ExportError("enough")
+
+    monkeypatch.setattr(source, "built", built)
+    made = decoder_source(task, find_target(TARGET))
+    assert made is not None
+    with pytest.raises(ExportError, match="enough"):
+        made.graph(plain_model(task.model, task.example_inputs))
+    assert asked[0]["sliding_window"] == window, "the model has it"
+    assert asked[0]["layer_types"] == 2 * ["sliding_attention"]
+
+
+@pytest.mark.slow
+def test_a_width_of_heads_that_a_config_leaves_out_is_that_of_its_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, model, more = FAMILIES["gemma3"]
+    monkeypatch.setitem(FAMILIES, "gemma3", (config, model, {**more, "head_dim": 256}))
+    folder = decoder(tmp_path / "gemma3", "gemma3")
+    assert without(folder, "head_dim") == 256
+    data = tmp_path / "words.txt"
+    data.write_text("\n".join(texts(60)))
+    options = {"validation": str(data), "test": str(data), "max_length": 16}
+    task = prepared(ac.from_pretrained(folder, **options))
+    builder = opened(task)
+    check_identity(Compressor.of(builder), find_target(TARGET), task)

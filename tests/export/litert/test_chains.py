@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hand_made import lowered
+from onnx import helper
 from torch import Tensor, nn
 
 pytest.importorskip("ai_edge_litert")
@@ -16,9 +18,10 @@ pytest.importorskip("ai_edge_litert")
 import autocompress as ac
 from autocompress.candidate import Candidate, ModuleConfig
 from autocompress.compress.assemble.between import Place
+from autocompress.compress.quantize.activation import ActivationRange
 from autocompress.export.compressor import Compressor
 from autocompress.export.identity import check_identity
-from autocompress.export.litert.chains import places
+from autocompress.export.litert.chains import places, rounded_between
 from autocompress.export.litert.check import flat_outputs
 from autocompress.export.subject import builder_for
 from autocompress.model.modules import find_modules
@@ -207,3 +210,51 @@ def test_calls_are_found_by_what_they_compute() -> None:
         "b": Place("add", 0),
         "d": Place("add", 1),
     }
+    zeros = np.zeros(2)
+    calls = [(Place("add", 0), zeros), (Place("mul", 0), zeros)]
+    assert places({"a": zeros, "b": np.zeros(0)}, calls) == {}, "any call may compute zeros"
+
+
+class Masked(nn.Module):
+    """Attention to the words before, with the mask added to the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint, self.head = nn.Linear(8, 24), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.joint(x).chunk(3, -1)  # one head
+        inner = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.head((inner + query).mean((1, 2)))
+
+
+def test_masked_scores_stay_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    net = task(Masked)
+    modules = find_modules(net.model, net.example_inputs)
+    compressor = Compressor.of(builder_for(net, modules, find_target("litert-micro")))
+    candidate = uniform(compressor)
+    codes = codes_of(compressor, candidate)
+    assert "SOFTMAX" in codes
+    assert all(np.isfinite(at.low) for at in compressor.builder.ranges.values())
+    (output,) = flat_outputs(compressor.builder, compressor.graph(candidate), net.example_inputs)
+    simulated = compressor.stitcher.apply(candidate)(net.example_inputs).detach().numpy()
+    step = compressor.builder.ranges[compressor.builder.lowered.sites["head"][0].output].scale
+    assert np.abs(output - simulated).max() < 2.01 * step
+
+
+@pytest.mark.parametrize(("low", "zero", "rounds"), [(0, 0, 1), (-1, 0, 1), (-1, 51, 0)])
+def test_a_clip_below_zero_stays(low: float, zero: int, rounds: int) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", [f"{name}8", "step"], [name]) for name in ("a", "b")
+    ]
+    nodes.append(helper.make_node("Add", ["a", "b"], ["sum"]))
+    nodes.append(helper.make_node("Clip", ["sum", "low", "high"], ["end"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["end", "step"], ["y"]))
+    constants = {"step": 0.1, "low": low, "high": 6}
+    weights = {name: np.array(value, np.float32) for name, value in constants.items()}
+    graph = lowered(nodes, weights, {"a8": [4], "b8": [4]}, ["y"])
+    step = (4 if zero else 5) / 255
+    ranges = {"end": ActivationRange(step, zero, -zero * step, (255 - zero) * step)}
+    found = rounded_between(graph.proto, ranges, ["end"])
+    assert found == ({"end": "end"} if rounds else {}), "training may stretch the range"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 pytest.importorskip("ai_edge_litert")
 
@@ -346,3 +346,32 @@ def test_recurrent_layers_compute_what_is_simulated(
         assert builder.size_bytes(candidate) == sizes[-1]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
+
+
+class Upsampler(nn.Module):
+    """Enlarge a picture by an operator that LiteRT lacks."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, **options)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.stem(x).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("options", [{"groups": 2, "padding": 1}, {"output_padding": 1}])
+def test_the_float_file_has_products_where_litert_lacks_an_operator(
+    options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    model, images = Upsampler(**options).eval(), torch.randn(4, 1, 6, 6)
+    task = ac.Task("t", model, images[:1], [(images, torch.zeros(4))], lambda o, t: 0.0)
+    modules = find_modules(model, task.example_inputs)
+    builder = builder_for(task, modules, find_target("litert-cpu"))
+    assert builder.float_file.proto is builder.lowered.proto
+    assert "TRANSPOSE_CONV" not in {node.operator for node in flat_graph(builder.baseline).nodes}
+    (output,) = flat_outputs(builder, builder.float_file.whole(), images[1:2])
+    assert np.allclose(output, model(images[1:2]).detach().numpy(), atol=1e-5)

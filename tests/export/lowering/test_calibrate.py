@@ -71,7 +71,7 @@ def test_tensors_that_are_fetched_one_by_one_give_the_same_ranges(
     runs = []
     inner = calibrate_module._see
     monkeypatch.setattr(
-        calibrate_module, "_see", lambda o, values: (runs.append(list(values)), inner(o, values))
+        calibrate_module, "_see", lambda o, values, n: (runs.append([*values]), inner(o, values, n))
     )
     monkeypatch.setattr(calibrate_module, "MOST_BYTES", 60)
     assert calibrate(model(), batches, 1, "squared_error") == together
@@ -107,3 +107,20 @@ def test_values_that_are_not_finite_name_their_tensor(value: float) -> None:
         calibrate(model(), [batch([1, 2, value, 0])], 1, "min_max")
     assert str(caught.value).startswith("calibration: tensor x: ")
     assert str(caught.value).endswith("; check the calibration data")
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.nan, np.finfo(np.float32).min])
+def test_a_tensor_that_no_module_needs_may_have_no_range(value: float) -> None:
+    batches = [batch([1, 2, 3, -4]), batch([5, 0, 0, 0])]
+    nodes = [
+        helper.make_node("MatMul", ["x", "eye"], ["h"]),
+        helper.make_node("Add", ["h", "mask"], ["y"]),
+    ]
+    weights = {"eye": EYE, "mask": np.array([0, value, 0, 0], np.float32)}
+    sites = {"fc": (site("linear", nodes[0], "h"),)}
+    masked = lowered(nodes, weights, {"x": ["n", 4]}, ["y"], sites)
+    found = calibrate(masked, batches, 1, "squared_error", True, ("h", "y"))
+    assert spans(found) == {"x": (-4, 5), "h": (-4, 5)}
+    needed = replace(masked, sites={"fc": (site("linear", nodes[0], "y"),)})
+    with pytest.raises(NotComputableError, match="tensor y: activation holds"):
+        calibrate(needed, batches, 1, "squared_error", True, ("y",))

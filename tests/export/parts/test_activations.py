@@ -83,6 +83,29 @@ def test_litert_copies_and_rounds_sums_of_one_reader_only() -> None:
     assert found.readers[4] == found.readers[5] == {"head", OTHERS}
 
 
+def test_integers_flow_through_gates_and_sums_of_files_that_round_between_layers() -> None:
+    graph = residual()
+    graph.proto.graph.node.insert(8, node("Mul", "g sum", "gated"))
+    graph.proto.graph.node[9].input[0] = "gated"
+    plain = activations_of(graph, FEED, flat=True)
+    found = activations_of(graph, FEED, flat=True, chains=True)
+    assert np.array_equal(found.alive, plain.alive)
+    x, _, _, _, total, relu, head, gate, gated, y = range(10)
+    assert OTHERS in plain.writers[total], "two operators read the sum"
+    assert OTHERS in plain.readers[head]
+    assert OTHERS in plain.writers[gate]
+    assert [OTHERS in writers for writers in found.writers] == [True] + [False] * 9
+    assert found.writers[gated] == {"head", "b", "stem"}
+    assert found.readers[head] == {OTHERS}, "the output behind the gate"
+    assert found.readers[y] == {OTHERS}
+    assert found.writers[x] == {OTHERS}
+    assert found.writers[relu] == {"b", "stem"}
+    whole = activations_of(graph, FEED, flat=True, chains=True, ends=True)
+    assert not any(OTHERS in names for names in (*whole.writers, *whole.readers))
+    assert whole.readers[x] == {"stem"}
+    assert whole.writers[y] == found.writers[y]
+
+
 def test_the_shapes_of_the_feed_count_and_unknown_ones_take_nothing() -> None:
     graph = residual()
     graph.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,15 +189,16 @@ def test_keys_are_of_all_that_latency_depends_on(monkeypatch: pytest.MonkeyPatch
         table_key(replace(subject(), feed={"x": np.zeros((4, 3))}), TARGET),
         table_key(subject(operators="of another graph"), TARGET),
         table_key(subject(), replace(TARGET, integer_ends=True)),
+        table_key(subject(), replace(TARGET, integers_only=True)),
         table_key(subject(), find_target("analytic:phone-npu")),
     }
-    assert len(keys) == 8
-    monkeypatch.setattr(stored_tables, "RULES", stored_tables.RULES + 1)
+    assert len(keys) == 9
+    monkeypatch.setattr(profile, "RULES", profile.RULES + 1)
     assert table_key(subject(), find_target("analytic:phone-npu")) not in keys
     assert table_key(subject(), TARGET) in keys, "it is measured, not computed"
     phone = find_target("litert-cpu", present=False)
     before = table_key(subject(), phone)
-    monkeypatch.setattr(stored_tables, "FLAT_FILES", -1)
+    monkeypatch.setattr(profile, "FLAT_FILES", -1)
     assert table_key(subject(), phone) != before
     assert table_key(subject(), TARGET) in keys
     assert table_key(subject(), TARGET) == table_key(
@@ -265,6 +267,29 @@ def test_tables_of_another_target_or_version_are_refused(tmp_path: Path) -> None
         load_table(subject(), TARGET, path)
     made_table(versions={"onnxruntime": "0.1", "processor": "another"}).save(path)
     assert is_foreign(load_table(subject(), TARGET, path)), "there versions differ anyway"
+
+
+def test_tables_of_files_with_other_operators_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    phone = replace(find_target("analytic:phone-npu"), threads=(1, 2))
+    table = table_of(subject(), phone, PLAN, found(left_out=0))
+    table.save(path)
+    assert load_table(subject(), phone, path).rules == table.rules == (profile.RULES,)
+    assert kept(subject(), phone, path) is not None
+    monkeypatch.setattr(profile, "RULES", profile.RULES + 1)
+    with pytest.raises(TargetError, match="another version of autocompress, whose files have"):
+        load_table(subject(), phone, path)
+    assert kept(subject(), phone, path) is None, "it is measured again"
+    newer = table_of(subject(), phone, PLAN, found(left_out=0))
+    with pytest.raises(TargetError, match=r"latency tables differ in rules"):
+        newer.merged(table)
+    made_table().save(path)
+    content = json.loads(path.read_text())
+    assert content.pop("rules") == []
+    path.write_text(json.dumps(content))
+    assert kept(subject(), TARGET, path) is not None, "a table of an earlier version"
 
 
 def test_tables_with_other_settings_than_the_target_are_refused(tmp_path: Path) -> None:
@@ -341,15 +366,13 @@ def test_versions_of_other_runtimes_do_not_matter(
     here = {"machine": "x", "processor": "p", "onnxruntime": "2.0", "litert": "1.0"}
     monkeypatch.setattr(stored_tables, "versions", lambda *_: here)
     target, path = find_target("litert-cpu", present=False), tmp_path / "table.json"
+    settings = {"target": "litert-cpu", "settings": target.settings}
+    settings["rules"] = profile.rules_of(target)
     for there in ({"onnxruntime": "1.0"}, {}):
         own = {key: here[key] for key in ("machine", "processor", "litert")}
-        made_table(target="litert-cpu", settings=target.settings, versions={**own, **there}).save(
-            path
-        )
+        made_table(**settings, versions={**own, **there}).save(path)
         assert load_table(subject(), target, path).versions == {**own, **there}
-    made_table(
-        target="litert-cpu", settings=target.settings, versions={**here, "litert": "0.9"}
-    ).save(path)
+    made_table(**settings, versions={**here, "litert": "0.9"}).save(path)
     with pytest.raises(TargetError, match=r"was measured with litert 0\.9 \(here 1\.0\); measure"):
         load_table(subject(), target, path)
 

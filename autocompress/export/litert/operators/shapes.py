@@ -246,11 +246,16 @@ def gather_nd(t: Translator, node: NodeProto) -> None:
         t: gets the operators.
         node: of the graph.
     """
-    value, places = t.value(node, 0), t.value(node, 1)
+    value, index = t.value(node, 0), t.known[node.input[1]]
     if attributes_of(node).get("batch_dims", 0):
         t.refuse(node, "LiteRT has no batch_dims")
-    number = _whole(t, places)
-    shape = (*places.shape[:-1], *value.shape[places.shape[-1] :])
+    if isinstance(index, np.ndarray):
+        sizes, around = np.array(value.shape[: index.shape[-1]]), index.shape
+        number = t.constant(np.where(index < 0, index + sizes, index).astype(np.int32))
+    else:
+        places = t.value(node, 1)
+        number, around = _whole(t, places), places.shape
+    shape = (*around[:-1], *value.shape[around[-1] :])
     read = t.read(value)
     output = t.write(node.output[0], shape, value.kind)
     t.add("GATHER_ND", [read, number], output, "GatherNdOptions")

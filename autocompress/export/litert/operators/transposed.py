@@ -58,7 +58,7 @@ def transposed_convolution(t: Translator, node: NodeProto) -> None:
 
 
 def fold(t: Translator, node: NodeProto) -> None:
-    """Translate Col2Im over one or two dimensions.
+    """Translate Col2Im over two dimensions without dilations.
 
     The kernel is cut into parts of the size of the stride. The values of one part lie side by side,
     and the parts are added up, each moved by its place in the kernel.
@@ -72,7 +72,9 @@ def fold(t: Translator, node: NodeProto) -> None:
     assert wanted is not None
     assert kernel is not None
     axes = len(kernel)
-    if axes != 2 or set(attributes.get("dilations", [1])) != {1}:
+    if axes != 2:
+        t.refuse(node, f"LiteRT has no transposed convolution over {axes} dimensions")
+    if set(attributes.get("dilations", [1])) != {1}:
         t.refuse(node, "LiteRT has no dilations in transposed convolutions")
     strides = list(attributes.get("strides", [1, 1]))
     pads = list(attributes.get("pads", [0] * 4))

@@ -64,6 +64,8 @@ def test_elements_at_places(kind: type) -> None:
     node = helper.make_node("GatherND", ["x", "i"], ["y"])
     assert assert_same([node], {"x": x}, {"i": places})[-1] == "GATHER_ND"
     assert assert_same([node], {"x": x, "i": places})[-1] == "GATHER_ND"
+    ends = np.array([[-1, 0, -2], [0, -3, 3]])
+    assert assert_same([node], {"x": x}, {"i": ends})[-1] == "GATHER_ND"
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
