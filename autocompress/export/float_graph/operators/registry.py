@@ -133,32 +133,24 @@ def _joined(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else op.Concat(*parts, axis=0)
 
 
-def _tanh_layers(
-    input: Any,
-    hx: Any,
-    params: Sequence[Any],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Any, Any]:
-    return _layers("Tanh", input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+def _recurrent(activation: str) -> Callable[..., tuple[Any, Any]]:
+    """Return the translation of nn.RNN with an activation; the exporter reads its arguments."""
 
+    def layers(
+        input: Any,
+        hx: Any,
+        params: Sequence[Any],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Any, Any]:
+        own = (input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+        return _layers(activation, *own)
 
-def _relu_layers(
-    input: Any,
-    hx: Any,
-    params: Sequence[Any],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Any, Any]:
-    return _layers("Relu", input, hx, params, has_biases, num_layers, bidirectional, batch_first)
+    return layers
 
 
 def _subtracted_from(self: Any, other: Any, alpha: Any = 1) -> Any:
@@ -180,7 +172,7 @@ def _subtracted_from(self: Any, other: Any, alpha: Any = 1) -> Any:
 
 # Translations that PyTorch lacks, for its exporter.
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.rnn_tanh.input: _tanh_layers,
-    torch.ops.aten.rnn_relu.input: _relu_layers,
+    torch.ops.aten.rnn_tanh.input: _recurrent("Tanh"),
+    torch.ops.aten.rnn_relu.input: _recurrent("Relu"),
     torch.ops.aten.rsub.Scalar: _subtracted_from,
 }
